@@ -1,0 +1,95 @@
+"""The seam between engine and backend: what goes in (a Batch), what keeps state (a Cache), what computes (a Backend).
+
+Nothing above this seam knows what a tensor framework is; nothing below it knows what a request is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ventoux.config import ModelConfig
+
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive tokens of one sequence, to be run in this step.
+
+    `slot` names the sequence's cache; `start` is the position of the first id; `logits` is how many of the last
+    tokens want logits (0 in the middle of a prompt, 1 when the next token is to be sampled, all for evaluation).
+    """
+
+    slot: int
+    start: int
+    ids: Sequence[int]
+    logits: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The tokens of one forward pass, T in all, flat and ragged: no padding anywhere.
+
+    ids, positions and slots are int32 [T]; logit_rows is int32 [N], the rows that want logits, ascending.
+    Tokens with the same slot stand together, at consecutive positions.
+    """
+
+    ids: Int32
+    positions: Int32
+    slots: Int32
+    logit_rows: Int32
+
+    @classmethod
+    def pack(cls, segments: Sequence[Segment]) -> "Batch":
+        """Lay segments end to end.
+
+        Two segments (slot 0, start 5, ids a b c, logits 1) and (slot 2, start 0, ids d e, logits 0) give
+        positions 5 6 7 0 1, slots 0 0 0 2 2, logit_rows 2.
+        """
+        assert len({s.slot for s in segments}) == len(segments), "a slot may stand only once in a batch"
+        lengths = [len(s.ids) for s in segments]
+        ends = np.cumsum(lengths)
+        rows = [np.arange(end - s.logits, end) for s, end in zip(segments, ends, strict=True)]
+        return cls(
+            ids=np.concatenate([np.asarray(s.ids, np.int32) for s in segments]),
+            positions=np.concatenate([np.arange(s.start, s.start + len(s.ids), dtype=np.int32) for s in segments]),
+            slots=np.repeat(np.array([s.slot for s in segments], np.int32), lengths),
+            logit_rows=np.concatenate(rows).astype(np.int32),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Cache(Protocol):
+    """Keys and values of many sequences, each bounded by the window. The engine decides, the backend stores."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the allocated sequences hold."""
+        ...
+
+    def allocate(self, length: int) -> int:
+        """Make room for a sequence of at most `length` positions (a layer with window W keeps min(W, length)) -> slot."""
+        ...
+
+    def free(self, slot: int) -> None:
+        """Give a sequence's memory back at once."""
+        ...
+
+
+class Backend(Protocol):
+    """A model that computes. `cpu` is numpy and our own kernels; others follow."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    def new_cache(self) -> Cache: ...
+
+    def forward(self, batch: Batch, cache: Cache) -> Float32:
+        """Run the batch, advance the cache -> logits [len(batch.logit_rows), vocab_size] float32."""
+        ...

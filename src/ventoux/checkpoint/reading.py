@@ -1,0 +1,131 @@
+"""Reading a checkpoint, whatever its layout: config, names and shapes checked, every weight a view of its file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ventoux import config, gguf
+from ventoux.checkpoint import ggml, names, shards, strict_json
+from ventoux.checkpoint.stored import Stored, damaged
+from ventoux.checkpoint.tensor import Tensor
+from ventoux.config import ModelConfig
+from ventoux.errors import CheckpointError, shown
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's description and its weights, still packed.
+
+    kind      "raw" (mistral-src's params.json and consolidated files), "huggingface" or "gguf"
+    tensors   by Hugging Face's names without the `model.` prefix; no lm_head.weight when the embeddings are tied
+    metadata  the key/values of a GGUF file, {} for others
+    """
+
+    path: Path
+    kind: str
+    config: ModelConfig
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights as they are packed in the files."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def read(path: str | Path) -> Checkpoint:
+    """The checkpoint in a folder (raw or Hugging Face) or a .gguf file.
+
+    A folder that holds both layouts is read as Hugging Face's: the two are never mixed. Nothing is copied but tensors
+    that were split over several raw files. Raises CheckpointError or ConfigError.
+    """
+    path = Path(path)
+    if path.is_file():
+        if path.name.startswith("consolidated") or path.suffix in (".json", ".safetensors", ".pth", ".bin"):
+            raise CheckpointError(f"{path}: a checkpoint is more than this file; give the folder {path.parent}")
+        return _read_gguf(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: there is no such file or folder")
+    weights = [path / name for name in WEIGHTS if (path / name).exists()]
+    if weights and (path / "config.json").exists():
+        return _read_huggingface(path, weights[0])
+    raw = sorted(path.glob("consolidated*.safetensors")) or sorted(path.glob("consolidated*.pth"))
+    if raw and (path / "params.json").exists():
+        return _read_raw(path, raw)
+    raise CheckpointError(
+        f"{path}: expected config.json with model.safetensors (or shards with an index), or params.json with"
+        f" consolidated.00.pth or consolidated.safetensors; found {_listing(path)}"
+    )
+
+
+def _read_huggingface(path: Path, weights: Path) -> Checkpoint:
+    generation = path / "generation_config.json"
+    model = config.from_huggingface(
+        strict_json.read(path / "config.json"),
+        source=str(path / "config.json"),
+        generation=strict_json.read(generation) if generation.exists() else None,
+    )
+    stored = shards.read_index(weights) if weights.suffix == ".json" else shards.read([weights])
+    head, embedding = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
+    if model.tie_embeddings and head and embedding:
+        if head[0].shape != embedding[0].shape or not np.array_equal(head[0].data, embedding[0].data):
+            raise damaged(head[0].file, "lm_head.weight", "config.json ties it to the embedding, but it differs")
+        del stored["lm_head.weight"]
+    return Checkpoint(path, "huggingface", model, _understood(stored, model, path, kind="huggingface"), {})
+
+
+def _read_raw(path: Path, weights: list[Path]) -> Checkpoint:
+    params = path / "params.json"
+    stored = shards.read(weights)
+    embedding = stored.get("tok_embeddings.weight")
+    rows = embedding[0].shape[0] if embedding and len(weights) == 1 and embedding[0].shape else None
+    model = config.from_params(strict_json.read(params), source=str(params), vocab_size=rows)
+    return Checkpoint(path, "raw", model, _understood(stored, model, path, kind="raw"), {})
+
+
+def _read_gguf(path: Path) -> Checkpoint:
+    file = gguf.read(path)
+    stored = {tensor.name: [tensor] for tensor in ggml.tensors(file)}
+    if "token_embd.weight" not in stored:
+        raise damaged(path, "token_embd.weight", "it is missing; this is no language model")
+    frequencies = stored.pop("rope_freqs.weight", None)
+    if frequencies and not _all_ones(frequencies[0]):
+        raise damaged(path, "rope_freqs.weight", "it scales the rotary frequencies, which is not supported")
+    model = config.from_gguf(
+        file.metadata,
+        source=str(path),
+        vocab_size=stored["token_embd.weight"][0].shape[0],
+        tie_embeddings="output.weight" not in stored,
+    )
+    return Checkpoint(path, "gguf", model, _understood(stored, model, path, kind="gguf"), file.metadata)
+
+
+def _all_ones(tensor: Stored) -> bool:
+    return tensor.format == "F32" and bool((tensor.data.view("<f4") == 1).all())
+
+
+def _understood(stored: dict[str, list[Stored]], model: ModelConfig, path: Path, *, kind: str) -> dict[str, Tensor]:
+    """Our tensors by our names: each of the model's there once and of the right shape, and nothing else."""
+    table = names.table(model, kind)
+    left = {name for name in stored if name not in table and not name.endswith(names.DERIVED)}
+    if left:
+        listed = ", ".join(shown(name) for name in sorted(left)[:4])
+        raise CheckpointError(f"{path}: {len(left)} tensor(s) that the config does not account for: {listed}")
+    tensors = {}
+    for name, (ours, shape) in table.items():
+        if name not in stored:
+            raise damaged(path, name, f"it is missing; expected {ours} of shape {shape}")
+        found = shards.joined(stored[name], shape)
+        if found.shape != shape:
+            raise damaged(found.file, name, f"expected shape {shape} by the config, found {found.shape}")
+        tensors[ours] = Tensor(ours, shape, found.format, found.data, names.row_order(ours, model, kind))
+    return tensors
+
+
+def _listing(path: Path) -> str:
+    found = sorted(entry.name for entry in path.iterdir())
+    return ", ".join(shown(name) for name in found[:8]) + (", ..." if len(found) > 8 else "") if found else "nothing"

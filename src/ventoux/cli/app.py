@@ -1,0 +1,198 @@
+"""The commands and their flags. What they do stands in the modules beside this one, imported when they are called."""
+
+import argparse
+import functools
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ventoux.cli.options import MODEL_HELP, Parser, load, model_flags, positive, sampling, sampling_flags
+
+ABOUT = "Run Mistral 7B and its relatives on a CPU."
+FORMAT = functools.partial(argparse.HelpFormatter, max_help_position=30)
+
+Run = Callable[[Namespace], None]
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Parse the arguments and do what they say."""
+    args = parser().parse_args(arguments)
+    args.run(args)
+
+
+def parser() -> ArgumentParser:
+    top = Parser(prog="ventoux", description=ABOUT, formatter_class=FORMAT)
+    top.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error; allowed anywhere")
+    commands = top.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    for add in (add_pull, add_info, add_demo, add_interactive, add_generate, add_chat, add_tokenize, add_bench):
+        add(functools.partial(command, commands))
+    return top
+
+
+class Version(argparse.Action):
+    def __call__(self, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"ventoux {version('ventoux')}")
+        sys.exit()
+
+
+def command(
+    commands: Any, name: str, about: str, run: Run, *, parents: Sequence[ArgumentParser] = ()
+) -> ArgumentParser:
+    """Add one command; the first sentence of `about` stands in the list of commands."""
+    added: ArgumentParser = commands.add_parser(
+        name, help=about.split(".")[0], description=about, parents=parents, formatter_class=FORMAT
+    )
+    added.set_defaults(run=run)
+    return added
+
+
+Add = Callable[..., ArgumentParser]
+
+
+def add_pull(add: Add) -> None:
+    about = (
+        "Fetch a model and print its path. One that is here already is checked: the default model by its hash, others"
+        " by asking the hub again. A hub id is org/name, or org/name:file.gguf for one file of several."
+    )
+    add("pull", about, pull).add_argument("name", nargs="?", metavar="MODEL", help=MODEL_HELP)
+
+
+def pull(args: Namespace) -> None:
+    from ventoux.checkpoint.pull import pull
+
+    print(pull(args.name))
+
+
+def add_info(add: Add) -> None:
+    about = "Show what a model is and what will be used. Sizes, tensors, window, tokenizer, chat format, arithmetic."
+    flags = add("info", about, info, parents=[model_flags()])
+    flags.add_argument("name", nargs="?", metavar="MODEL", help=MODEL_HELP)
+    add_chat_format(flags)
+    add_json(flags)
+
+
+def info(args: Namespace) -> None:
+    from ventoux.cli.info import info
+
+    info(load(args, name=args.name), as_json=args.json)
+
+
+def add_demo(add: Add) -> None:
+    flags = add("demo", "Continue the reference's three prompts.", demo, parents=[model_flags()])
+    add_reference_flags(flags, temperature=0.0)
+
+
+def demo(args: Namespace) -> None:
+    from ventoux.cli.reference import demo
+
+    demo(load(args, name=args.name), max_tokens=args.max_tokens, temperature=args.temperature)
+
+
+def add_interactive(add: Add) -> None:
+    about = "Continue prompt after prompt, as the reference does. Ends with the input (Ctrl-D)."
+    flags = add("interactive", about, interactive, parents=[model_flags()])
+    add_reference_flags(flags, temperature=0.7)
+    flags.add_argument("--instruct", action="store_true", help="talk in turns, in the model's chat format")
+
+
+def interactive(args: Namespace) -> None:
+    from ventoux.cli.reference import interactive
+
+    model = load(args, name=args.name)
+    interactive(model, max_tokens=args.max_tokens, temperature=args.temperature, instruct=args.instruct)
+
+
+def add_generate(add: Add) -> None:
+    flags = add("generate", "Continue a text.", generate, parents=[model_flags(), sampling_flags()])
+    flags.add_argument("prompt", nargs="?", metavar="PROMPT", help="default: standard input")
+    flags.add_argument(
+        "--logprobs", type=int, metavar="K", help="with --json: log-probabilities, of the K likeliest too"
+    )
+    add_json(flags)
+
+
+def generate(args: Namespace) -> None:
+    from ventoux.cli.generate import generate, read_text
+
+    prompt = read_text(args.prompt)
+    generate(load(args), prompt, as_json=args.json, logprobs=args.logprobs, **sampling(args))
+
+
+def add_chat(add: Add) -> None:
+    about = "Talk with a model. Alt-Enter starts a new line, Ctrl-C stops an answer, /help lists the commands."
+    flags = add("chat", about, chat, parents=[model_flags(), sampling_flags()])
+    flags.add_argument("--message", metavar="TEXT", help="answer this one message and exit")
+    flags.add_argument("--system", metavar="TEXT", help="the system prompt")
+    flags.add_argument("--safe-prompt", action="store_true", help="put Mistral's guardrail prompt first")
+    add_chat_format(flags)
+
+
+def chat(args: Namespace) -> None:
+    from ventoux.cli.chat import Conversation, one_shot, talk
+
+    conversation = Conversation(load(args), system=args.system, safe_prompt=args.safe_prompt, sampling=sampling(args))
+    if args.message is not None:
+        one_shot(conversation, args.message)
+    else:
+        talk(conversation)
+
+
+def add_tokenize(add: Add) -> None:
+    flags = add("tokenize", "Show the tokens of a text.", tokenize, parents=[model_flags()])
+    flags.add_argument("text", nargs="?", metavar="TEXT", help="default: standard input")
+    flags.add_argument("--chat", action="store_true", help="as a user's message, in the model's chat format")
+    add_chat_format(flags)
+    add_json(flags)
+
+
+def tokenize(args: Namespace) -> None:
+    from ventoux.cli.generate import read_text
+    from ventoux.cli.tokenize import tokenize
+
+    text = read_text(args.text)
+    tokenize(load(args), text, chat=args.chat, as_json=args.json)
+
+
+def add_bench(add: Add) -> None:
+    about = (
+        "Measure the speed of prefill and decode. In tokens per second, of all streams together: prefill reads the"
+        " prompt, decode adds one token a step. What is timed is the model's forward passes and the choice of the"
+        " likeliest token, after one short warm-up; making text out of ids is not. The prompt's ids are random."
+    )
+    flags = add("bench", about, bench, parents=[model_flags()])
+    flags.add_argument("--prompt", type=positive, default=512, metavar="N", help="tokens to read (default: 512)")
+    flags.add_argument("--new", type=positive, default=32, metavar="N", help="tokens to decode (default: 32)")
+    flags.add_argument("--depth", type=int, default=0, metavar="N", help="positions in the cache before (default: 0)")
+    flags.add_argument("--streams", type=positive, default=1, metavar="N", help="sequences at once (default: 1)")
+    flags.add_argument("--repeat", type=positive, default=3, metavar="N", help="measurements (default: 3)")
+    add_json(flags)
+
+
+def bench(args: Namespace) -> None:
+    from ventoux.cli.bench import Shape, bench
+
+    shape = Shape(prompt=args.prompt, new=args.new, depth=args.depth, streams=args.streams)
+    bench(load(args), shape, repeat=args.repeat, as_json=args.json)
+
+
+def add_reference_flags(flags: ArgumentParser, *, temperature: float) -> None:
+    flags.add_argument("name", nargs="?", metavar="MODEL", help=MODEL_HELP)
+    flags.add_argument(
+        "--max_tokens", "--max-tokens", type=int, default=35, metavar="N", help="tokens a prompt (default: 35)"
+    )
+    flags.add_argument(
+        "--temperature", type=float, default=temperature, metavar="X", help=f"0 is greedy (default: {temperature:g})"
+    )
+
+
+def add_chat_format(flags: ArgumentParser) -> None:
+    text = "v1, v2, v3 or v7, or template for the checkpoint's own (default: what the checkpoint wants)"
+    flags.add_argument("--chat-format", metavar="NAME", help=text)
+
+
+def add_json(flags: ArgumentParser) -> None:
+    flags.add_argument("--json", action="store_true", help="print one JSON object")

@@ -1,0 +1,113 @@
+"""`bench`: how fast a model reads (prefill) and writes (decode), measured at the backend, without any text."""
+
+import json
+import resource
+import sys
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+
+from ventoux import cpu
+from ventoux.batch import Backend, Batch, Cache, Segment
+from ventoux.errors import RequestError
+from ventoux.model import Mistral
+
+CHUNK = 512  # prompt tokens in one pass, as the engine's budget
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What one measurement runs: each of `streams` sequences reads `prompt` tokens at `depth`, then decodes `new`."""
+
+    prompt: int
+    new: int
+    depth: int
+    streams: int
+
+    @property
+    def length(self) -> int:
+        return self.depth + self.prompt + self.new
+
+
+@dataclass(frozen=True)
+class Measured:
+    prefill_tok_s: float
+    decode_tok_s: float
+    kv_bytes: int
+
+
+def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
+    backend = model.backend
+    assert isinstance(backend, cpu.Backend)
+    if shape.depth < 0:
+        raise RequestError(f"depth must be at least 0, found {shape.depth}")
+    if shape.length > model.config.context_length:
+        raise RequestError(
+            f"depth, prompt and new are {shape.length} positions, but the context holds {model.config.context_length};"
+            " ask for fewer"
+        )
+    measure(backend, Shape(min(shape.prompt, 16), 2, 0, 1))  # warm up: the weights come into memory
+    runs = [measure(backend, shape) for _ in range(repeat)]
+    result = {
+        "prefill_tok_s": [round(run.prefill_tok_s, 2) for run in runs],
+        "decode_tok_s": [round(run.decode_tok_s, 2) for run in runs],
+        "threads": backend.threads,
+        "isa": backend.isa,
+        "rss_bytes": peak_memory(),
+        "kv_bytes": runs[-1].kv_bytes,
+    }
+    if as_json:
+        print(json.dumps(result))
+        return
+    print(
+        f"prefill  {median(run.prefill_tok_s for run in runs):9.1f} tokens/s  {shape.streams} x {shape.prompt} at depth {shape.depth}"
+    )
+    print(f"decode   {median(run.decode_tok_s for run in runs):9.1f} tokens/s  {shape.streams} x {shape.new}")
+    print(f"{result['threads']} threads, {result['isa']}, median of {repeat}")
+    print(f"memory   {peak_memory() / 1e6:9.1f} MB at most, of it {runs[-1].kv_bytes / 1e6:.1f} MB keys and values")
+
+
+def measure(backend: Backend, shape: Shape) -> Measured:
+    """One measurement in a cache of its own."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, backend.config.vocab_size, (shape.streams, shape.depth + shape.prompt)).tolist()
+    cache = backend.new_cache()
+    slots = [cache.allocate(shape.length) for _ in range(shape.streams)]
+    for slot, row in zip(slots, ids, strict=True):
+        read(backend, cache, slot, row[: shape.depth], start=0)
+
+    begun = perf_counter()
+    last = [read(backend, cache, s, row[shape.depth :], start=shape.depth) for s, row in zip(slots, ids, strict=True)]
+    read_all = perf_counter()
+    for position in range(shape.depth + shape.prompt, shape.length):
+        segments = [Segment(slot, position, [token], logits=1) for slot, token in zip(slots, last, strict=True)]
+        last = backend.forward(Batch.pack(segments), cache).argmax(-1).tolist()
+    done = perf_counter()
+
+    kv_bytes = cache.nbytes
+    for slot in slots:
+        cache.free(slot)
+    return Measured(
+        prefill_tok_s=shape.streams * shape.prompt / (read_all - begun),
+        decode_tok_s=shape.streams * shape.new / (done - read_all),
+        kv_bytes=kv_bytes,
+    )
+
+
+def read(backend: Backend, cache: Cache, slot: int, ids: list[int], *, start: int) -> int:
+    """Run ids in chunks -> the likeliest next id (0 when there are none)."""
+    best = 0
+    for at in range(0, len(ids), CHUNK):
+        chunk = ids[at : at + CHUNK]
+        last = at + CHUNK >= len(ids)
+        logits = backend.forward(Batch.pack([Segment(slot, start + at, chunk, logits=int(last))]), cache)
+        best = int(logits[0].argmax()) if last else best
+    return best
+
+
+def peak_memory() -> int:
+    """The most bytes that this process ever had in memory; Linux counts in KiB, macOS in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak

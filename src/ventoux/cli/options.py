@@ -1,0 +1,104 @@
+"""The flags that several commands share, and what becomes of them.
+
+argparse, because it costs 20 ms of a start in which the model answers within a second; typer costs 270.
+"""
+
+import argparse
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from ventoux.model import Mistral
+
+MODEL_HELP = "folder, .gguf file, alias or hub id (default: the default model)"
+SAMPLING = {
+    "max_tokens": (int, "N", "tokens at most (default: up to the end of the context)"),
+    "temperature": (float, "X", "0 always takes the likeliest token (default: 0.7)"),
+    "top_p": (float, "X", "keep the likeliest tokens that hold this much probability (default: 1, all)"),
+    "top_k": (int, "N", "keep the N likeliest tokens (default: 0, all)"),
+    "min_p": (float, "X", "keep tokens at least this fraction as likely as the likeliest (default: 0, all)"),
+    "repetition_penalty": (float, "X", "divide the logits of tokens seen before (default: 1)"),
+    "presence_penalty": (float, "X", "subtract from the logits of tokens generated before (default: 0)"),
+    "frequency_penalty": (float, "X", "subtract for each time a token was generated (default: 0)"),
+    "seed": (int, "N", "the same seed gives the same text (default: different each time)"),
+}
+
+
+class Parser(ArgumentParser):
+    """argparse with flags written in full, and wrong usage as one line."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"ventoux: error: {message}; see {self.prog} --help\n")
+
+
+def model_flags() -> ArgumentParser:
+    """Which model, and how it is computed."""
+    flags = Parser(add_help=False)
+    group = flags.add_argument_group("the model")
+    group.add_argument("-m", "--model", metavar="MODEL", help=MODEL_HELP)
+    group.add_argument("--window", type=int, metavar="N", help="sliding window in keys, which a GGUF file cannot say")
+    group.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
+    group.add_argument(
+        "--compute",
+        choices=["auto", "int8", "f32"],
+        default="auto",
+        help="int8 quantizes activations, f32 does not; auto is what suits the checkpoint (default)",
+    )
+    return flags
+
+
+def load(args: Namespace, *, name: str | None = None) -> "Mistral":
+    """The model that the flags mean; `name` stands for --model where a command takes it as an argument."""
+    from ventoux.model import load
+
+    return load(
+        name or args.model,
+        window=args.window,
+        threads=args.threads,
+        compute=args.compute,
+        chat_format=getattr(args, "chat_format", None),
+    )
+
+
+def sampling_flags() -> ArgumentParser:
+    """How each token is chosen, and when to stop. What is left out is up to `SamplingParams`."""
+    flags = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    group = flags.add_argument_group("sampling")
+    for name, (kind, metavar, text) in SAMPLING.items():
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=text)
+    group.add_argument(
+        "--logit-bias", type=bias, action="append", metavar="ID=X", help="add to one token's logit; repeatable"
+    )
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end before this text; repeatable")
+    group.add_argument(
+        "--stop-id", type=int, action="append", dest="stop_ids", metavar="ID", help="end before this token; repeatable"
+    )
+    group.add_argument("--ignore-eos", action="store_true", help="go on past the end of the text")
+    return flags
+
+
+def sampling(args: Namespace) -> dict[str, Any]:
+    """The flags that were given, under their names in `SamplingParams`."""
+    names = (*SAMPLING, "logit_bias", "stop", "stop_ids", "ignore_eos")
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    if "logit_bias" in given:
+        given["logit_bias"] = dict(given["logit_bias"])
+    return given
+
+
+def bias(text: str) -> tuple[int, float]:
+    """15=-2.5 -> (15, -2.5)"""
+    try:
+        token_id, value = text.split("=")
+        return int(token_id), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected ID=X, for example 15=-2.5, found {text!r}") from None
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)

@@ -1,0 +1,13 @@
+"""What a model is, in one frozen dataclass, whatever file described it.
+
+`from_params` reads mistral-src's params.json, `from_huggingface` transformers' config.json (versions 4 and 5), and
+`from_gguf` the metadata of a GGUF file. All are strict: a key that is unknown, or that asks for something this model
+cannot do, is an error that names the file and the key. Silence is how windows get lost.
+"""
+
+from ventoux.config.gguf import from_gguf
+from ventoux.config.huggingface import from_huggingface
+from ventoux.config.model import ModelConfig
+from ventoux.config.params import from_params
+
+__all__ = ["ModelConfig", "from_gguf", "from_huggingface", "from_params"]

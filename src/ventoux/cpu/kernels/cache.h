@@ -1,0 +1,50 @@
+// Keys and values of many sequences. A layer with window W keeps min(W, length) positions of a sequence: position p lies in
+// slot p mod capacity. W=4: position 6 overwrites slot 2, which held position 2, which no later query sees.
+//
+// Of one head in one layer: keys in panels of 16 slots, [panel][head_dim][16], so that one load has a component of 16 keys
+// and no score needs a sum across lanes; values as rows, [slot][head_dim]. Capacities and head_dim are rounded up
+// to 16 for that.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+
+namespace ventoux {
+
+class Cache {
+ public:
+  // windows[l] is layer l's window, INT32_MAX for none.
+  Cache(int kv_heads, int head_dim, std::vector<int> windows, bool half);
+  Cache(const Cache&) = delete;
+  Cache& operator=(const Cache&) = delete;
+  int allocate(int length);  // -> slot; throws std::bad_alloc
+  void free(int slot);       // throws std::out_of_range
+  size_t nbytes() const { return bytes_; }
+  int sequences() const;
+  Ring ring(int slot, int layer) const;  // throws std::out_of_range
+  int length(int slot) const { return sequences_.at(size_t(slot)).length; }
+  int kv_heads() const { return shape_.kv_heads; }
+  int head_dim() const { return shape_.head_dim; }
+  bool half() const { return shape_.half; }
+  int window(int layer) const { return windows_.at(size_t(layer)); }
+  // Copies the last positions of a chunk, packed by pack_chunk, into the ring.
+  void append(const Span& span, int kv_head, const uint8_t* keys, const uint8_t* values) const;
+
+ private:
+  struct Free {
+    void operator()(uint8_t* p) const;
+  };
+  struct Sequence {
+    std::unique_ptr<uint8_t, Free> memory;  // zero pages until they are written: a long context costs what it uses
+    size_t bytes = 0;
+    int length = 0;
+  };
+  AttentionShape shape_;
+  std::vector<int> windows_;
+  std::vector<Sequence> sequences_;
+  size_t bytes_ = 0;
+};
+
+}  // namespace ventoux

@@ -1,0 +1,148 @@
+// The Python face of the kernels: checks shapes, releases the GIL, computes.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <climits>
+#include <optional>
+#include <stdexcept>
+
+#include "ops.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace ventoux;
+
+namespace {
+
+using Floats1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Out2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void require(bool ok, const char* what) {
+  if (!ok) throw std::invalid_argument(what);
+}
+
+Format format_of(const std::string& name) {
+  constexpr const char* names[] = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
+  for (int i = 0; i < 11; i++)
+    if (name == names[i]) return Format(i);
+  throw std::invalid_argument("no kernel for the number format " + name);
+}
+
+Weight* make_weight(Weight* at, Pool& pool, const std::string& format, int columns, Rows data, std::optional<Ints> order) {
+  const int rows = int(data.shape(0));
+  require(!order || order->shape(0) == data.shape(0), "order must have one entry a row");
+  if (order)
+    for (size_t i = 0; i < order->shape(0); i++)
+      require(order->data()[i] >= 0 && order->data()[i] < rows, "order names a row that is not there");
+  const Format f = format_of(format);
+  const uint8_t* bytes = data.data();
+  const int32_t* to = order ? order->data() : nullptr;
+  require(data.shape(1) == Weight::row_bytes(f, columns), "a row has another number of bytes than its format and columns say");
+  nb::gil_scoped_release release;
+  return new (at) Weight(pool, f, rows, columns, bytes, to);
+}
+
+void linear_py(Pool& pool, Floats2 x, const std::vector<Weight*>& weights, const std::vector<Out2>& outs, bool add, bool quantize) {
+  require(weights.size() == outs.size() && !weights.empty(), "one output for each weight");
+  std::vector<Product> products;
+  for (size_t i = 0; i < weights.size(); i++) {
+    require(weights[i]->columns() == int(x.shape(1)), "x and a weight differ in columns");
+    require(outs[i].shape(0) == x.shape(0) && int(outs[i].shape(1)) == weights[i]->rows(), "an output has the wrong shape");
+    products.push_back({weights[i], outs[i].data()});
+  }
+  nb::gil_scoped_release release;
+  if (x.shape(0) > 0) linear(pool, x.data(), int(x.shape(0)), int(x.shape(1)), products, add, quantize);
+}
+
+void rms_norm_py(Pool& pool, Floats2 x, Floats1 weight, float eps, Out2 out) {
+  require(x.shape(1) == weight.shape(0) && out.shape(0) == x.shape(0) && out.shape(1) == x.shape(1), "shapes differ");
+  nb::gil_scoped_release release;
+  rms_norm(pool, x.data(), weight.data(), eps, int(x.shape(0)), int(x.shape(1)), out.data());
+}
+
+void swiglu_py(Pool& pool, Out2 gate, Floats2 up) {
+  require(gate.shape(0) == up.shape(0) && gate.shape(1) == up.shape(1), "gate and up differ in shape");
+  nb::gil_scoped_release release;
+  swiglu(pool, gate.data(), up.data(), gate.size());
+}
+
+void attention_py(Pool& pool, const Cache& cache, int layer, int head_dim, Out2 q, Out2 k, Floats2 v, Floats2 cos, Floats2 sin,
+                  Ints slots, Ints starts, Ints counts, Out2 out) {
+  const int tokens = int(q.shape(0)), heads = int(q.shape(1)) / head_dim, kv_heads = int(k.shape(1)) / head_dim;
+  for (const auto* a : {&v, &cos, &sin}) require(int(a->shape(0)) == tokens, "arrays differ in tokens");
+  require(int(k.shape(0)) == tokens && int(out.shape(0)) == tokens && out.shape(1) == q.shape(1), "arrays differ in shape");
+  require(v.shape(1) == k.shape(1) && int(cos.shape(1)) == head_dim / 2 && int(sin.shape(1)) == head_dim / 2, "arrays differ in shape");
+  require(slots.shape(0) == starts.shape(0) && slots.shape(0) == counts.shape(0), "spans differ in length");
+  require(cache.kv_heads() == kv_heads && cache.head_dim() == head_dim, "the cache was made for another model");
+  std::vector<Span> spans;
+  int row = 0;
+  for (size_t i = 0; i < slots.shape(0); i++) {
+    const int start = starts.data()[i], count = counts.data()[i];
+    require(start >= 0 && count > 0 && start <= INT_MAX - count, "a span is out of range");
+    spans.push_back({cache.ring(slots.data()[i], layer), row, count, start});
+    require(start + count <= cache.length(slots.data()[i]), "a sequence is longer than the cache was told");
+    row += count;
+  }
+  require(row == tokens, "the spans do not cover the tokens");
+  const AttentionInput in{layer, heads, kv_heads, head_dim, tokens, q.data(), k.data(), v.data(), cos.data(), sin.data()};
+  nb::gil_scoped_release release;
+  attention(pool, cache, in, std::move(spans), out.data());
+}
+
+}  // namespace
+
+NB_MODULE(_kernels, m) {
+  m.doc() = "Ventoux's CPU kernels. Arrays are C-contiguous float32; T tokens, H heads, K KV heads, D head_dim.";
+
+  m.def("instruction_sets", &instruction_sets, "Names of the instruction sets that this machine can run, best first.");
+
+  nb::class_<Pool>(m, "Pool", "Threads, and the instruction set that they run.")
+      .def(nb::init<int, const std::string&>(), "threads"_a, "isa"_a)
+      .def_prop_ro("threads", &Pool::threads)
+      .def_prop_ro("isa", [](const Pool& p) { return std::string(p.kernels().name); });
+
+  nb::class_<Weight>(m, "Weight", "A matrix, packed for the kernels in its own bit width.")
+      .def("__init__", &make_weight, "pool"_a, "format"_a, "columns"_a, "data"_a, "order"_a.none() = nb::none(),
+           "data: uint8 [rows, bytes of a row]; logical row i is data[order[i]].")
+      .def_prop_ro("nbytes", &Weight::nbytes)
+      .def_prop_ro("rows", &Weight::rows)
+      .def_prop_ro("columns", &Weight::columns);
+
+  nb::class_<Cache>(m, "Cache", "Keys and values: min(window, length) positions of each sequence and layer.")
+      .def(
+          "__init__",
+          [](Cache* at, int kv_heads, int head_dim, const std::vector<std::optional<int>>& windows, bool half) {
+            require(kv_heads > 0 && head_dim > 0 && head_dim % 2 == 0, "head_dim must be even, as its halves are rotated in pairs");
+            std::vector<int> bounds;
+            for (const auto& w : windows) {
+              require(!w || *w > 0, "a window must be at least 1");
+              bounds.push_back(w.value_or(INT_MAX));
+            }
+            new (at) Cache(kv_heads, head_dim, std::move(bounds), half);
+          },
+          "kv_heads"_a, "head_dim"_a, "windows"_a, "half"_a)
+      .def(
+          "allocate",
+          [](Cache& c, int length) {
+            require(length > 0, "a sequence needs at least one position");
+            return c.allocate(length);
+          },
+          "length"_a, "Make room for a sequence of at most `length` positions -> slot.")
+      .def("free", &Cache::free, "slot"_a, "Give a sequence's memory back.")
+      .def_prop_ro("nbytes", &Cache::nbytes, "Bytes that the allocated sequences hold.")
+      .def_prop_ro("sequences", &Cache::sequences, "Sequences that are allocated.");
+
+  m.def("linear", &linear_py, "pool"_a, "x"_a, "weights"_a, "outs"_a, "add"_a, "quantize"_a,
+        "outs[i] (+)= x . weights[i] for x [T, columns], outs[i] [T, rows].");
+  m.def("rms_norm", &rms_norm_py, "pool"_a, "x"_a, "weight"_a, "eps"_a, "out"_a, "out = x / rms(x) * weight, row by row.");
+  m.def("swiglu", &swiglu_py, "pool"_a, "gate"_a, "up"_a, "gate = silu(gate) * up.");
+  m.def("attention", &attention_py, "pool"_a, "cache"_a, "layer"_a, "head_dim"_a, "q"_a, "k"_a, "v"_a, "cos"_a, "sin"_a,
+        "slots"_a, "starts"_a, "counts"_a, "out"_a,
+        "Rotate q [T, H*D] and k [T, K*D] in place, attend into out [T, H*D], append k and v [T, K*D] to the cache.");
+}

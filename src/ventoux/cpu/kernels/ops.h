@@ -1,0 +1,34 @@
+// Whole operations on a batch: each splits its work over a pool.
+#pragma once
+
+#include <vector>
+
+#include "cache.h"
+#include "pool.h"
+#include "weight.h"
+
+namespace ventoux {
+
+// One of the matrices that are multiplied with the same activations; y is [rows of x, w->rows()].
+struct Product {
+  const Weight* weight;
+  float* y;
+};
+
+// y (+)= x . w for each product. `quantize`: block formats are multiplied with activations rounded to int8.
+void linear(Pool& pool, const float* x, int rows, int columns, const std::vector<Product>& products, bool add, bool quantize);
+
+void rms_norm(Pool& pool, const float* x, const float* weight, float eps, int rows, int columns, float* y);
+
+void swiglu(Pool& pool, float* gate, const float* up, size_t n);
+
+// Rotates q [T, heads, D] and k [T, kv_heads, D] by cos and sin [T, D / 2] (halves i and i + D/2 are a pair), attends, and
+// appends k and v to the cache. out is [T, heads, D].
+struct AttentionInput {
+  int layer, heads, kv_heads, head_dim, tokens;
+  float *q, *k;
+  const float *v, *cos, *sin;
+};
+void attention(Pool& pool, const Cache& cache, const AttentionInput& in, std::vector<Span> spans, float* out);
+
+}  // namespace ventoux

@@ -1,0 +1,114 @@
+#include "pool.h"
+
+#include <chrono>
+#include <stdexcept>
+
+namespace ventoux {
+namespace {
+
+// Kernels follow each other within microseconds, waking a sleeping thread takes tens of them: so spin for a while first.
+constexpr std::chrono::microseconds kSpin(200);
+
+inline void relax() {
+#ifdef VENTOUX_X86
+  __builtin_ia32_pause();
+#endif
+}
+
+const Kernels* find(const std::string& isa) {
+#ifdef VENTOUX_X86
+  __builtin_cpu_init();
+  // F16C is older than AVX2 on every processor; clang before 19 does not know its name.
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#ifdef VENTOUX_EMULATE_AVX512
+  const bool avx512 = true;
+#else
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vnni");
+#endif
+  if (isa == kAvx512.name && avx512) return &kAvx512;
+  if (isa == kAvx2.name && avx2) return &kAvx2;
+#endif
+  return isa == kPortable.name ? &kPortable : nullptr;
+}
+
+}  // namespace
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const char* isa : {"avx512", "avx2", "portable"})
+    if (find(isa)) names.push_back(isa);
+  return names;
+}
+
+Pool::Pool(int threads, const std::string& isa) : kernels_(find(isa)), scratch_(size_t(threads)) {
+  if (!kernels_) throw std::invalid_argument("instruction set " + isa + " cannot run on this machine");
+  if (threads < 1) throw std::invalid_argument("a pool needs at least one thread");
+  for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { serve(i); });
+}
+
+Pool::~Pool() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+void Pool::run(int tasks, const std::function<void(int, int)>& work) {
+  if (workers_.empty() || tasks == 1) {
+    for (int i = 0; i < tasks; i++) work(i, 0);
+    return;
+  }
+  std::lock_guard<std::mutex> caller(callers_);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    work_ = &work;
+    tasks_ = tasks;
+    next_ = 0;
+    busy_ = int(workers_.size());
+    round_++;
+  }
+  wake_.notify_all();
+  work_on(0);
+  for (int spins = 0; busy_ > 0; spins++) {
+    relax();
+    if (spins > 4096) std::this_thread::yield();  // more threads than cores
+  }
+}
+
+void Pool::work_on(int thread) {
+  for (int task; (task = next_++) < tasks_;) (*work_)(task, thread);
+}
+
+void Pool::serve(int thread) {
+  for (uint64_t seen = 0;;) {
+    const auto until = std::chrono::steady_clock::now() + kSpin;
+    while (round_ == seen && !stop_) {
+      for (int i = 0; i < 64 && round_ == seen; i++) relax();
+      if (round_ == seen && std::chrono::steady_clock::now() > until) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        wake_.wait(lock, [&] { return round_ != seen || stop_; });
+      }
+    }
+    if (stop_) return;
+    seen = round_;
+    work_on(thread);
+    busy_--;
+  }
+}
+
+uint8_t* Pool::scratch(int thread, size_t bytes) {
+  auto& memory = scratch_[size_t(thread)];
+  if (memory.size() < bytes + 64) memory.resize(bytes + 64);
+  return (uint8_t*)((uintptr_t(memory.data()) + 63) & ~uintptr_t(63));
+}
+
+uint8_t* Pool::shared(size_t bytes) {
+  if (shared_.size() < bytes + 64) shared_.resize(bytes + 64);
+  return (uint8_t*)((uintptr_t(shared_.data()) + 63) & ~uintptr_t(63));
+}
+
+}  // namespace ventoux

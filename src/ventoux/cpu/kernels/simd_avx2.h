@@ -1,0 +1,140 @@
+// 16 float lanes as two 256-bit registers; int8 products through vpmaddubsw.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace ventoux {
+namespace {
+
+constexpr const char* kName = "avx2";
+constexpr int kTile = 4;          // rows of activations at once: 2 x 4 accumulators, the weights and a broadcast fit 16 registers
+constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
+
+struct Floats {
+  __m256 a, b;
+};
+
+inline Floats splat(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline Floats load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, Floats x) { _mm256_storeu_ps(p, x.a), _mm256_storeu_ps(p + 8, x.b); }
+inline Floats add(Floats x, Floats y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
+inline Floats sub(Floats x, Floats y) { return {_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)}; }
+inline Floats mul(Floats x, Floats y) { return {_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)}; }
+inline Floats div(Floats x, Floats y) { return {_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)}; }
+inline Floats max(Floats x, Floats y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline Floats min(Floats x, Floats y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
+// x * y + z, rounded once.
+inline Floats fma(Floats x, Floats y, Floats z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
+// z - x * y, rounded once.
+inline Floats fnma(Floats x, Floats y, Floats z) { return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)}; }
+
+inline Floats load_half(const uint16_t* p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p + 8)))};
+}
+inline void store_half(uint16_t* p, Floats x) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128((__m128i*)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
+}
+inline __m256 widen_bf16(const uint16_t* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+}
+inline Floats load_bf16(const uint16_t* p) { return {widen_bf16(p), widen_bf16(p + 8)}; }
+inline Floats load_u8(const uint8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p))),
+          _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8))))};
+}
+inline Floats load_i8(const uint8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8))))};
+}
+
+// Lanes are added and compared in one fixed order, so that results do not depend on who calls.
+inline float reduce_add(Floats x) {
+  const __m256 eight = _mm256_add_ps(x.a, x.b);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float reduce_max(Floats x) {
+  const __m256 eight = _mm256_max_ps(x.a, x.b);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+inline Floats abs(Floats x) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+inline Floats round(Floats x) {
+  return {_mm256_round_ps(x.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+          _mm256_round_ps(x.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+inline __m256 power_of_two(__m256 n) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+}
+// 2^n for whole n in [-126, 127].
+inline Floats power_of_two(Floats n) { return {power_of_two(n.a), power_of_two(n.b)}; }
+// 16 floats of magnitude at most 127, rounded to int8.
+inline void store_int8(int8_t* p, Floats x) {
+  const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
+  const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);
+  _mm_storeu_si128((__m128i*)p, _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+}
+
+// 64 bytes: four columns of each of 16 rows.
+struct Bytes {
+  __m256i a, b;
+};
+
+inline Bytes load_bytes(const uint8_t* p) {
+  return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 32))};
+}
+inline void store_bytes(uint8_t* p, Bytes x) {
+  _mm256_storeu_si256((__m256i*)p, x.a), _mm256_storeu_si256((__m256i*)(p + 32), x.b);
+}
+inline Bytes mask(Bytes x, uint8_t bits) {
+  const __m256i m = _mm256_set1_epi8((char)bits);
+  return {_mm256_and_si256(x.a, m), _mm256_and_si256(x.b, m)};
+}
+// Shifts cross bytes: mask afterwards. A negative n shifts left.
+inline Bytes shift_right(Bytes x, int n) {
+  if (n < 0) return {_mm256_slli_epi16(x.a, -n), _mm256_slli_epi16(x.b, -n)};
+  return {_mm256_srli_epi16(x.a, n), _mm256_srli_epi16(x.b, n)};
+}
+inline Bytes either(Bytes x, Bytes y) { return {_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)}; }
+// Signed bytes as they are (see kSignedOffset).
+inline Bytes from_signed(Bytes x) { return x; }
+
+// Sums of products of weights (kBits wide: unsigned, but signed when 8) and int8 activations, 16 rows at once. Products of
+// neighbours are added in 16 bits; 2 * 127 * (2^kBits - 1) fits there so often that most sums need no widening on the way.
+template <int kBits>
+struct Dot {
+  static constexpr int kFits = kBits == 8 ? 1 : 1 << (7 - kBits);  // 8, 4 or 2 products of pairs fit 16 bits
+  __m256i a, b, wide_a, wide_b;
+
+  static Dot zero() {
+    const __m256i z = _mm256_setzero_si256();
+    return {z, z, z, z};
+  }
+  static __m256i product(__m256i w, __m256i x) {
+    if (kBits == 8) return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+    return _mm256_maddubs_epi16(w, x);
+  }
+  // `j` counts the calls for one sum: 0, 1, ...
+  void add(Bytes w, int32_t quad, int j) {
+    const __m256i x = _mm256_set1_epi32(quad);
+    a = j % kFits ? _mm256_add_epi16(a, product(w.a, x)) : product(w.a, x);
+    b = j % kFits ? _mm256_add_epi16(b, product(w.b, x)) : product(w.b, x);
+    if (j % kFits == kFits - 1) {
+      const __m256i ones = _mm256_set1_epi16(1);
+      wide_a = j < kFits ? _mm256_madd_epi16(a, ones) : _mm256_add_epi32(wide_a, _mm256_madd_epi16(a, ones));
+      wide_b = j < kFits ? _mm256_madd_epi16(b, ones) : _mm256_add_epi32(wide_b, _mm256_madd_epi16(b, ones));
+    }
+  }
+  Floats total() const { return {_mm256_cvtepi32_ps(wide_a), _mm256_cvtepi32_ps(wide_b)}; }
+};
+
+}  // namespace
+}  // namespace ventoux

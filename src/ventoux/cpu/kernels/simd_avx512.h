@@ -1,0 +1,104 @@
+// 16 float lanes as one 512-bit register; int8 products through vpdpbusd (AVX-512 VNNI).
+#pragma once
+
+#ifdef VENTOUX_EMULATE_AVX512
+#include "emulated_avx512.h"
+#else
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+
+namespace ventoux {
+namespace {
+
+constexpr const char* kName = "avx512";
+constexpr int kTile = 12;           // rows of activations at once: 12 integer and 12 float accumulators fit 32 registers
+constexpr int kSignedOffset = 128;  // vpdpbusd wants unsigned weights: signed bytes are moved up, their minimum down
+
+struct Floats {
+  __m512 v;
+};
+
+inline Floats splat(float x) { return {_mm512_set1_ps(x)}; }
+inline Floats load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, Floats x) { _mm512_storeu_ps(p, x.v); }
+inline Floats add(Floats x, Floats y) { return {_mm512_add_ps(x.v, y.v)}; }
+inline Floats sub(Floats x, Floats y) { return {_mm512_sub_ps(x.v, y.v)}; }
+inline Floats mul(Floats x, Floats y) { return {_mm512_mul_ps(x.v, y.v)}; }
+inline Floats div(Floats x, Floats y) { return {_mm512_div_ps(x.v, y.v)}; }
+inline Floats max(Floats x, Floats y) { return {_mm512_max_ps(x.v, y.v)}; }
+inline Floats min(Floats x, Floats y) { return {_mm512_min_ps(x.v, y.v)}; }
+// x * y + z, rounded once.
+inline Floats fma(Floats x, Floats y, Floats z) { return {_mm512_fmadd_ps(x.v, y.v, z.v)}; }
+// z - x * y, rounded once.
+inline Floats fnma(Floats x, Floats y, Floats z) { return {_mm512_fnmadd_ps(x.v, y.v, z.v)}; }
+
+inline Floats load_half(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+inline void store_half(uint16_t* p, Floats x) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline Floats load_bf16(const uint16_t* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+}
+inline Floats load_u8(const uint8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
+inline Floats load_i8(const uint8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
+
+inline __m256 upper_half(__m512 x) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)); }
+// Lanes are added and compared in one fixed order, so that results do not depend on who calls.
+inline float reduce_add(Floats x) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x.v), upper_half(x.v));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+inline float reduce_max(Floats x) {
+  const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x.v), upper_half(x.v));
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+inline Floats abs(Floats x) { return {_mm512_abs_ps(x.v)}; }
+inline Floats round(Floats x) { return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// 2^n for whole n in [-126, 127].
+inline Floats power_of_two(Floats n) {
+  const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
+}
+// 16 floats of magnitude at most 127, rounded to int8.
+inline void store_int8(int8_t* p, Floats x) {
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.v)));
+}
+
+// 64 bytes: four columns of each of 16 rows.
+struct Bytes {
+  __m512i v;
+};
+
+inline Bytes load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline void store_bytes(uint8_t* p, Bytes x) { _mm512_storeu_si512(p, x.v); }
+inline Bytes mask(Bytes x, uint8_t bits) { return {_mm512_and_si512(x.v, _mm512_set1_epi8((char)bits))}; }
+// Shifts cross bytes: mask afterwards. A negative n shifts left.
+inline Bytes shift_right(Bytes x, int n) {
+  return {n < 0 ? _mm512_slli_epi16(x.v, (unsigned)-n) : _mm512_srli_epi16(x.v, (unsigned)n)};
+}
+inline Bytes either(Bytes x, Bytes y) { return {_mm512_or_si512(x.v, y.v)}; }
+// Signed bytes moved up by 128 (see kSignedOffset).
+inline Bytes from_signed(Bytes x) { return {_mm512_xor_si512(x.v, _mm512_set1_epi8((char)0x80))}; }
+
+// Sums of products of unsigned weights and int8 activations, 16 rows at once; vpdpbusd adds in 32 bits.
+template <int kBits>
+struct Dot {
+  __m512i v;
+  static Dot zero() { return {_mm512_setzero_si512()}; }
+  void add(Bytes w, int32_t quad, int) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_set1_epi32(quad)); }
+  Floats total() const { return {_mm512_cvtepi32_ps(v)}; }
+};
+
+}  // namespace
+}  // namespace ventoux

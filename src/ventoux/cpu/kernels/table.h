@@ -1,0 +1,14 @@
+// All kernels of one instruction set. Included after a simd_*.h. Everything here has internal linkage, and nothing from
+// the standard library is instantiated: code compiled for one instruction set must not be linked into another's place.
+#pragma once
+
+#include "attention.h"
+#include "elementwise.h"
+#include "linear.h"
+#include "regroup.h"
+
+namespace ventoux {
+namespace {
+constexpr Kernels kTable = {kName, regroup, linear, rms_norm, swiglu, pack_chunk, attend};
+}
+}  // namespace ventoux

@@ -1,0 +1,62 @@
+// From the bytes of layout.h to operands: a weight is scale * quant - min.
+#pragma once
+
+#include "layout.h"
+
+namespace ventoux {
+namespace {
+
+struct Group {
+  Floats scale, min;
+  const uint8_t* quants;
+};
+
+// Group g of a panel.
+template <Format f>
+inline Group group_at(const uint8_t* panel, int g) {
+  constexpr Layout l = layout(f);
+  const uint8_t* block = panel + size_t(g / l.per_block) * l.block_bytes();
+  const uint8_t* group = block + l.block_header + size_t(g % l.per_block) * l.group_bytes();
+  const uint8_t* quants = group + l.group_header;
+  if constexpr (f == Format::Q4_K || f == Format::Q5_K) {
+    const Floats scale = load_half((const uint16_t*)block), min = load_half((const uint16_t*)(block + 32));
+    return {mul(scale, load_u8(group)), mul(min, load_u8(group + 16)), quants};
+  } else if constexpr (f == Format::Q6_K) {
+    const Floats scale = mul(load_half((const uint16_t*)block), load_i8(group));
+    return {scale, mul(scale, splat(32)), quants};
+  } else {
+    const Floats scale = load_half((const uint16_t*)group);
+    if constexpr (f == Format::Q4_1 || f == Format::Q5_1)  // these files add their minimum
+      return {scale, sub(splat(0), load_half((const uint16_t*)(group + 32))), quants};
+    constexpr int offset = f == Format::Q4_0 ? 8 : f == Format::Q5_0 ? 16 : kSignedOffset;
+    return {scale, mul(scale, splat(offset)), quants};
+  }
+}
+
+// Line j of a group: 4 columns of 16 rows.
+template <Format f>
+inline Bytes line_at(const uint8_t* quants, int j) {
+  constexpr Layout l = layout(f);
+  if constexpr (l.bits == 8) {
+    return from_signed(load_bytes(quants + 64 * j));
+  } else {
+    constexpr int half = l.lines() / 2;
+    const Bytes nibbles = mask(shift_right(load_bytes(quants + 64 * (j % half)), j < half ? 0 : 4), 15);
+    if constexpr (l.bits == 4) return nibbles;
+    const Bytes upper = load_bytes(quants + 64 * half);
+    if constexpr (l.bits == 5) return either(nibbles, mask(shift_right(upper, j - 4), 16));
+    return either(nibbles, mask(shift_right(upper, 2 * j - 4), 48));
+  }
+}
+
+// 16 floats of one column of a float panel.
+template <Format f>
+inline Floats column_at(const uint8_t* panel, size_t column) {
+  const uint8_t* at = panel + column * kPanel * float_bytes(f);
+  if constexpr (f == Format::F32) return load((const float*)at);
+  if constexpr (f == Format::F16) return load_half((const uint16_t*)at);
+  return load_bf16((const uint16_t*)at);
+}
+
+}  // namespace
+}  // namespace ventoux

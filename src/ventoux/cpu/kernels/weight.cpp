@@ -1,0 +1,150 @@
+#include "weight.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+namespace ventoux {
+namespace {
+
+// A block of the file: `columns` weights in `bytes`.
+struct Block {
+  int columns, bytes;
+};
+
+Block block_of(Format f) {
+  switch (f) {
+    case Format::F32: return {1, 4};
+    case Format::F16:
+    case Format::BF16: return {1, 2};
+    case Format::Q8_0: return {32, 34};
+    case Format::Q4_0: return {32, 18};
+    case Format::Q4_1: return {32, 20};
+    case Format::Q5_0: return {32, 22};
+    case Format::Q5_1: return {32, 24};
+    case Format::Q4_K: return {256, 144};
+    case Format::Q5_K: return {256, 176};
+    case Format::Q6_K: return {256, 210};
+  }
+  return {1, 4};
+}
+
+// The quants of group g of a block, unsigned (8 bits: as they are), one byte a column. The layouts are GGML's:
+// https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
+void quants_of(Format f, const uint8_t* block, int g, uint8_t* q) {
+  if (f == Format::Q8_0) {
+    std::memcpy(q, block + 2, 32);
+  } else if (f == Format::Q4_K || f == Format::Q5_K) {
+    const uint8_t *nibbles = block + (f == Format::Q4_K ? 16 : 48) + g / 2 * 32, *upper = block + 16;
+    for (int i = 0; i < 32; i++) q[i] = (nibbles[i] >> (g % 2 * 4)) & 15;
+    if (f == Format::Q5_K)
+      for (int i = 0; i < 32; i++) q[i] |= uint8_t((upper[i] >> g & 1) << 4);
+  } else if (f == Format::Q6_K) {
+    // 128 columns share 64 bytes of nibbles and 32 of upper bits; groups of 16 columns, 8 in each half.
+    const int half = g / 8, quarter = g % 8 / 2, offset = g % 2 * 16;
+    const uint8_t* nibbles = block + half * 64 + quarter % 2 * 32 + offset;
+    const uint8_t* upper = block + 128 + half * 32 + offset;
+    for (int i = 0; i < 16; i++)
+      q[i] = uint8_t((nibbles[i] >> (quarter / 2 * 4) & 15) | (upper[i] >> (2 * quarter) & 3) << 4);
+  } else {
+    const bool five = f == Format::Q5_0 || f == Format::Q5_1;
+    const int header = f == Format::Q4_0 || f == Format::Q5_0 ? 2 : 4;
+    const uint8_t* nibbles = block + header + (five ? 4 : 0);
+    for (int i = 0; i < 16; i++) q[i] = nibbles[i] & 15, q[i + 16] = nibbles[i] >> 4;
+    if (five) {
+      uint32_t upper;
+      std::memcpy(&upper, block + header, 4);
+      for (int i = 0; i < 32; i++) q[i] |= uint8_t((upper >> i & 1) << 4);
+    }
+  }
+}
+
+// One row's quants of a group, into the lines of the panel.
+void write_quants(const Layout& l, const uint8_t* q, int row, uint8_t* out) {
+  uint32_t words[8];  // words[j]: the four columns of line j
+  std::memcpy(words, q, size_t(l.group));
+  const int lines = l.lines(), half = lines / 2;
+  const auto put = [&](int line, uint32_t word) { std::memcpy(out + line * 64 + row * 4, &word, 4); };
+  if (l.bits == 8) {
+    for (int j = 0; j < lines; j++) put(j, words[j]);
+    return;
+  }
+  for (int j = 0; j < half; j++) put(j, (words[j] & 0x0f0f0f0fu) | (words[j + half] & 0x0f0f0f0fu) << 4);
+  uint32_t upper = 0;
+  if (l.bits == 5)
+    for (int j = 0; j < lines; j++) upper |= (words[j] >> 4 & 0x01010101u) << j;
+  if (l.bits == 6)
+    for (int j = 0; j < lines; j++) upper |= (words[j] >> 4 & 0x03030303u) << (2 * j);
+  if (l.bits > 4) put(half, upper);
+}
+
+// The 6-bit scale and minimum of group g in the 12 bytes that a Q4_K or Q5_K block packs them into.
+void six_bit_scales(const uint8_t* packed, int g, uint8_t* scale, uint8_t* min) {
+  if (g < 4) {
+    *scale = packed[g] & 63;
+    *min = packed[g + 4] & 63;
+  } else {
+    *scale = uint8_t((packed[g + 4] & 15) | (packed[g - 4] >> 6) << 4);
+    *min = uint8_t((packed[g + 4] >> 4) | (packed[g] >> 6) << 4);
+  }
+}
+
+void pack_block(Format f, const uint8_t* block, int row, uint8_t* out) {
+  const Layout l = layout(f);
+  const bool super = l.block_header > 0;
+  if (f == Format::Q6_K) std::memcpy(out + 2 * row, block + 208, 2);
+  else if (super) std::memcpy(out + 2 * row, block, 2), std::memcpy(out + 32 + 2 * row, block + 2, 2);
+  out += l.block_header;
+  for (int g = 0; g < l.per_block; g++, out += l.group_bytes()) {
+    if (f == Format::Q6_K) {
+      out[row] = block[192 + g];
+    } else if (super) {
+      six_bit_scales(block + 4, g, out + row, out + 16 + row);
+    } else {
+      std::memcpy(out + 2 * row, block, 2);
+      if (l.group_header == 64) std::memcpy(out + 32 + 2 * row, block + 2, 2);
+    }
+    uint8_t q[32];
+    quants_of(f, block, g, q);
+    write_quants(l, q, row, out + l.group_header);
+  }
+}
+
+}  // namespace
+
+size_t Weight::row_bytes(Format format, int columns) {
+  const Block block = block_of(format);
+  return columns <= 0 || columns % block.columns ? 0 : size_t(columns / block.columns) * size_t(block.bytes);
+}
+
+Weight::Weight(Pool& pool, Format format, int rows, int columns, const uint8_t* data, const int32_t* order)
+    : format_(format), rows_(rows), columns_(columns), panels_((rows + kPanel - 1) / kPanel) {
+  const Block block = block_of(format);
+  const Layout l = layout(format);
+  const size_t blocks = size_t(columns / block.columns), row_bytes = blocks * size_t(block.bytes);
+  const size_t out_bytes = l.bits ? size_t(l.block_bytes()) * size_t(block.columns / (l.group * l.per_block))
+                                  : size_t(kPanel * block.bytes);
+  panel_bytes_ = blocks * out_bytes;
+  bytes_ = panel_bytes_ * size_t(panels_);
+  memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes_ + 64 + 63) / 64 * 64)));
+  if (!memory_) throw std::bad_alloc();
+  pool.run(panels_, [&](int panel, int) {
+    uint8_t* out = memory_.get() + size_t(panel) * panel_bytes_;
+    const int lanes = std::min(kPanel, rows_ - panel * kPanel);
+    if (lanes < kPanel) std::memset(out, 0, panel_bytes_);  // scale 0: the rows that fill the last panel are 0
+    for (int row = 0; row < lanes; row++) {
+      const int logical = panel * kPanel + row;
+      const uint8_t* in = data + size_t(order ? order[logical] : logical) * row_bytes;
+      if (l.bits) {
+        for (size_t b = 0; b < blocks; b++) pack_block(format_, in + b * size_t(block.bytes), row, out + b * out_bytes);
+      } else {
+        const size_t size = size_t(block.bytes);
+        for (size_t c = 0; c < blocks; c++) std::memcpy(out + (c * kPanel + size_t(row)) * size, in + c * size, size);
+      }
+    }
+  });
+}
+
+Matrix Weight::matrix() const { return {format_, rows_, columns_, panels_, panel_bytes_, memory_.get()}; }
+
+}  // namespace ventoux

@@ -1,0 +1,165 @@
+"""Mistral's forward pass on a CPU: weights stay packed, and the arithmetic is in the kernels.
+
+Shapes: T tokens of a batch, E hidden_size, H heads, K KV heads, D head_dim, F intermediate_size.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ventoux.batch import Batch, Float32, Int32
+from ventoux.checkpoint.tensor import Tensor
+from ventoux.config import ModelConfig
+from ventoux.cpu import _kernels
+from ventoux.cpu.machine import isa, physical_cores
+from ventoux.errors import VentouxError
+
+Compute = Literal["auto", "int8", "f32"]
+
+# Formats whose weights are numbers, not blocks: they are always multiplied in fp32.
+FLOAT_FORMATS = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer's weights."""
+
+    input_norm: Float32  # [E]
+    qkv: list[_kernels.Weight]  # [H*D, E], [K*D, E], [K*D, E]
+    o: _kernels.Weight  # [E, H*D]
+    post_norm: Float32  # [E]
+    gate_up: list[_kernels.Weight]  # [F, E] twice
+    down: _kernels.Weight  # [E, F]
+
+
+class Backend:
+    """A model whose weights are packed for this machine.
+
+    `compute` says how block formats are multiplied: "int8" rounds the activations to int8 in groups (fast; the KV
+    cache is then kept in fp16), "f32" does not (exact: what the tests compare; KV cache in fp32), and "auto" is int8
+    for a checkpoint that has block formats and f32 for one that has none.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, Tensor],
+        *,
+        threads: int | None = None,
+        compute: Compute = "auto",
+    ) -> None:
+        if threads is not None and threads < 1:
+            raise VentouxError(f"threads must be at least 1, found {threads}")
+        blocks = any(t.format not in FLOAT_FORMATS for t in tensors.values())
+        self.config = config
+        self.compute: Literal["int8", "f32"] = "int8" if compute == "int8" or (compute == "auto" and blocks) else "f32"
+        self._pool = _kernels.Pool(threads or physical_cores(), isa())
+        self._lock = threading.Lock()  # kernels share the pool's memory: one forward at a time
+        self._embedding = tensors["embed_tokens.weight"]
+        self._norm = tensors["norm.weight"].float32()
+        self._head = self._pack(tensors["embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"])
+        self._layers = [self._layer(tensors, f"layers.{i}.") for i in range(config.num_layers)]
+        self._inverse_frequencies = inverse_frequencies(config)
+        self._scratch: dict[str, Float32] = {}
+
+    @property
+    def threads(self) -> int:
+        return self._pool.threads
+
+    @property
+    def isa(self) -> str:
+        return self._pool.isa
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed weights."""
+        layers = [w for layer in self._layers for w in (*layer.qkv, layer.o, *layer.gate_up, layer.down)]
+        return self._head.nbytes + sum(w.nbytes for w in layers)
+
+    def new_cache(self) -> _kernels.Cache:
+        c = self.config
+        return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, half=self.compute == "int8")
+
+    def forward(self, batch: Batch, cache: _kernels.Cache) -> Float32:
+        """Run the batch, advance the cache -> logits [rows asked for, vocab_size] float32."""
+        with self._lock:
+            return self._forward(batch, cache)
+
+    def _forward(self, batch: Batch, cache: _kernels.Cache) -> Float32:
+        c, T = self.config, len(batch)
+        x = np.ascontiguousarray(self._embedding.rows(batch.ids))  # [T, E], the residual stream
+        normed = self._array("normed", T, c.hidden_size)
+        q = self._array("q", T, c.num_heads * c.head_dim)
+        k, v = (self._array(name, T, c.num_kv_heads * c.head_dim) for name in "kv")
+        attended = self._array("attended", T, c.num_heads * c.head_dim)
+        gate, up = (self._array(name, T, c.intermediate_size) for name in ("gate", "up"))
+        cos, sin = rotary(self._inverse_frequencies, batch.positions)
+        slots, starts, counts = spans(batch)
+        for index, layer in enumerate(self._layers):
+            self._rms_norm(x, layer.input_norm, normed)
+            self._linear(normed, layer.qkv, [q, k, v])
+            _kernels.attention(
+                self._pool, cache, index, c.head_dim, q, k, v, cos, sin, slots, starts, counts, attended
+            )  # fmt: skip
+            self._linear(attended, [layer.o], [x], add=True)
+            self._rms_norm(x, layer.post_norm, normed)
+            self._linear(normed, layer.gate_up, [gate, up])
+            _kernels.swiglu(self._pool, gate, up)
+            self._linear(gate, [layer.down], [x], add=True)
+        last = np.ascontiguousarray(x[batch.logit_rows])  # [N, E]
+        self._rms_norm(last, self._norm, last)
+        logits = np.empty((len(last), c.vocab_size), np.float32)
+        self._linear(last, [self._head], [logits])
+        return logits
+
+    def _rms_norm(self, x: Float32, weight: Float32, out: Float32) -> None:
+        _kernels.rms_norm(self._pool, x, weight, self.config.rms_norm_eps, out)
+
+    def _linear(self, x: Float32, weights: list[_kernels.Weight], outs: list[Float32], *, add: bool = False) -> None:
+        _kernels.linear(self._pool, x, weights, outs, add, self.compute == "int8")
+
+    def _array(self, name: str, rows: int, columns: int) -> Float32:
+        """Memory that is kept from step to step: fresh pages would be zeroed by the kernel each time."""
+        if name not in self._scratch or len(self._scratch[name]) < rows:
+            self._scratch[name] = np.empty((rows, columns), np.float32)
+        return self._scratch[name][:rows]
+
+    def _pack(self, tensor: Tensor) -> _kernels.Weight:
+        weight = _kernels.Weight(self._pool, tensor.format, tensor.shape[1], tensor.data, tensor.row_order)
+        tensor.release()
+        return weight
+
+    def _layer(self, tensors: Mapping[str, Tensor], prefix: str) -> Layer:
+        def pack(name: str) -> _kernels.Weight:
+            return self._pack(tensors[f"{prefix}{name}.weight"])
+
+        return Layer(
+            input_norm=tensors[f"{prefix}input_layernorm.weight"].float32(),
+            qkv=[pack(f"self_attn.{name}_proj") for name in "qkv"],
+            o=pack("self_attn.o_proj"),
+            post_norm=tensors[f"{prefix}post_attention_layernorm.weight"].float32(),
+            gate_up=[pack("mlp.gate_proj"), pack("mlp.up_proj")],
+            down=pack("mlp.down_proj"),
+        )
+
+
+def inverse_frequencies(config: ModelConfig) -> Float32:
+    """theta^(-2i/D) for i in [0, D/2) -> float32 [D/2]; https://arxiv.org/abs/2104.09864"""
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    return (np.float32(1.0) / np.float32(config.rope_theta) ** exponents).astype(np.float32)
+
+
+def rotary(frequencies: Float32, positions: Int32) -> tuple[Float32, Float32]:
+    """Cosines and sines [T, D/2] of each position's angles, in fp32 as the models were trained."""
+    angles = positions.astype(np.float32)[:, None] * frequencies
+    return np.cos(angles), np.sin(angles)
+
+
+def spans(batch: Batch) -> tuple[Int32, Int32, Int32]:
+    """Slot, first position and number of tokens of each sequence: slots 0 0 0 2 2, positions 5 6 7 0 1 -> 0 2, 5 0, 3 2."""
+    first = np.flatnonzero(np.diff(batch.slots, prepend=-1))
+    counts = np.diff(first, append=len(batch)).astype(np.int32)
+    return batch.slots[first], batch.positions[first], counts

@@ -1,0 +1,7 @@
+"""Pure decisions over logits and ids: which token comes next, and when to stop."""
+
+from ventoux.decoding.params import MAX_LOGPROBS, SamplingParams
+from ventoux.decoding.sampling import History, Sampled, sample
+from ventoux.decoding.stopping import StopStrings
+
+__all__ = ["MAX_LOGPROBS", "History", "Sampled", "SamplingParams", "StopStrings", "sample"]

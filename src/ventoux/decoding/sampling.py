@@ -1,0 +1,145 @@
+"""Logits -> the next token.
+
+The order, as transformers' and vLLM's: bias and penalties, temperature, top_k, top_p, min_p, and one draw from what is
+left. Equally likely tokens stay or go together, so that what survives does not depend on how a sort breaks ties.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ventoux.decoding.params import SamplingParams
+from ventoux.errors import GenerationError
+
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+
+_TINY = float(np.finfo(np.float32).tiny)  # a temperature below it would be 0 in float32
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One chosen token.
+
+    logprob is its log-probability and `top` the (id, log-probability) of the likeliest tokens, best first, both by the
+    model's own distribution: the log-softmax of the raw logits, before bias, penalties, temperature and filters. They
+    are None and () when the request does not ask for them.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class History:
+    """What a sequence holds so far, as penalties want it: the ids seen, and how often each was generated."""
+
+    def __init__(self, prompt: Iterable[int] = ()) -> None:
+        self._seen = set(prompt)
+        self._generated: Counter[int] = Counter()
+
+    def add(self, token_id: int) -> None:
+        self._seen.add(token_id)
+        self._generated[token_id] += 1
+
+    def seen(self) -> Int64:
+        """Ids of the prompt and of the answer, each once."""
+        return np.fromiter(self._seen, np.int64, len(self._seen))
+
+    def generated(self) -> tuple[Int64, Float32]:
+        """Ids of the answer, each once, and how often each was generated."""
+        n = len(self._generated)
+        return np.fromiter(self._generated, np.int64, n), np.fromiter(self._generated.values(), np.float32, n)
+
+
+def sample(logits: Float32, params: SamplingParams, *, rng: np.random.Generator, history: History) -> Sampled:
+    """Choose the next token from logits [V] float32, which stay unchanged.
+
+    Draws exactly one number from `rng` a token, none at temperature 0. A token of probability zero is never chosen.
+    Raises GenerationError when a logit is not a number, or when every token is forbidden.
+    """
+    if not np.isfinite(logits.max()):  # the maximum of an array that holds a NaN is NaN
+        raise GenerationError(
+            "the model returned logits that are not finite numbers; its weights are damaged, or it overflows"
+        )
+    scores = _adjust(logits, params, history)  # [V]
+    if np.isneginf(scores.max()):
+        raise GenerationError("no token is left to choose from: logit_bias forbids every one; forbid fewer")
+    token_id = int(np.argmax(scores)) if params.temperature == 0 else _draw(scores, params, rng)
+    if params.logprobs is None:
+        return Sampled(token_id)
+    return _with_logprobs(token_id, logits, params.logprobs)
+
+
+def _adjust(logits: Float32, params: SamplingParams, history: History) -> Float32:
+    """Logits after bias and penalties: a copy where anything changes, else the very same array."""
+    scores = logits
+    if params.logit_bias:
+        scores = scores.copy()
+        scores[list(params.logit_bias)] += np.array(list(params.logit_bias.values()), np.float32)
+    if params.repetition_penalty != 1:
+        scores = scores.copy()
+        ids = history.seen()
+        found = scores[ids]
+        scores[ids] = np.where(found > 0, found / params.repetition_penalty, found * params.repetition_penalty)
+    if params.presence_penalty or params.frequency_penalty:
+        scores = scores.copy()
+        ids, counts = history.generated()
+        scores[ids] -= params.presence_penalty + params.frequency_penalty * counts
+    return scores
+
+
+def candidates(scores: Float32, params: SamplingParams) -> tuple[Int64, Float32]:
+    """What temperature, top_k, top_p and min_p leave of scores [V]: ids [C] ascending and their weights [C].
+
+    A weight is a probability up to a common factor: 1 for the likeliest token, 0 for a forbidden one.
+    """
+    if 0 < params.top_k < len(scores):
+        kth = np.partition(scores, -params.top_k)[-params.top_k]
+        ids = np.flatnonzero(scores >= kth)
+    else:
+        ids = np.arange(len(scores))
+    with np.errstate(over="ignore", under="ignore"):  # a small temperature sends the rest to -inf, and to weight 0
+        weights = np.exp((scores[ids] - scores.max()) / max(params.temperature, _TINY))
+    if params.top_p < 1:
+        keep = weights >= _nucleus_floor(weights, params.top_p)
+        ids, weights = ids[keep], weights[keep]
+    if params.min_p > 0:
+        keep = weights >= params.min_p
+        ids, weights = ids[keep], weights[keep]
+    return ids, weights
+
+
+def _nucleus_floor(weights: Float32, top_p: float) -> float:
+    """The smallest weight in the smallest set of largest weights [C] that holds `top_p` of the whole.
+
+    All weights below (1 - top_p) / C of the whole hold less than 1 - top_p together, so they are outside: a
+    peaked distribution over 32k tokens is sorted as a few hundred.
+    """
+    total = weights.sum(dtype=np.float64)
+    large = weights[weights >= total * (1 - top_p) / len(weights)]
+    descending = -np.sort(-large)
+    mass = np.cumsum(descending, dtype=np.float64)
+    last = np.searchsorted(mass, top_p * total)  # the first whose running sum reaches top_p
+    return float(descending[min(last, len(descending) - 1)])
+
+
+def _draw(scores: Float32, params: SamplingParams, rng: np.random.Generator) -> int:
+    ids, weights = candidates(scores, params)
+    mass = np.cumsum(weights, dtype=np.float64)
+    # a draw is below 1, and "right" skips tokens that add nothing to the running sum: weight 0 is never chosen
+    return int(ids[np.searchsorted(mass, rng.random() * mass[-1], side="right")])
+
+
+def _with_logprobs(token_id: int, logits: Float32, k: int) -> Sampled:
+    best = logits.max()
+    log_total = float(best) + float(np.log(np.exp(logits - best).sum(dtype=np.float64)))
+    k = min(k, len(logits))
+    kth = np.partition(logits, -k)[-k] if k else np.inf
+    ids = np.flatnonzero(logits >= kth)
+    ranked = ids[np.argsort(-logits[ids], kind="stable")][:k]  # the lowest id first among equals
+    top = tuple((int(i), float(logits[i]) - log_total) for i in ranked)
+    return Sampled(token_id, float(logits[token_id]) - log_total, top)

@@ -1,0 +1,152 @@
+"""The one decode loop: `Engine.step()` is schedule, forward, sample, emit, over whatever requests are alive."""
+
+from itertools import count
+
+from ventoux.batch import Backend, Batch, Float32, Segment
+from ventoux.engine.generation import Generation
+from ventoux.engine.request import Event, Finished, Reason, Request, check_ids, check_prompt
+from ventoux.engine.scheduler import Chunk, Progress, schedule
+from ventoux.errors import PromptTooLongError, RequestError
+from ventoux.tokenizer.base import Tokenizer
+
+
+class Engine:
+    """Generates for many requests at once; they join and leave between steps.
+
+    One step runs at most `budget` tokens, prompts and answers alike, of at most `max_sequences` requests; the others
+    wait. Without a tokenizer ids flow and all text is "". Not for several threads at once.
+    """
+
+    def __init__(
+        self, backend: Backend, tokenizer: Tokenizer | None = None, *, budget: int = 512, max_sequences: int = 32
+    ) -> None:
+        if budget < 1 or max_sequences < 1:
+            raise RequestError(f"budget and max_sequences must be at least 1, found {budget} and {max_sequences}")
+        self._backend = backend
+        self._tokenizer = tokenizer
+        self._budget = budget
+        self._max_sequences = max_sequences
+        self._cache = backend.new_cache()
+        own_eos = tokenizer.eos_id if tokenizer else None
+        self._eos_ids = {*backend.config.eos_ids, *(() if own_eos is None else (own_eos,))}
+        self._keys = count()
+        self._waiting: dict[int, Generation] = {}
+        self._running: dict[int, Generation] = {}
+        self._events: list[tuple[int, Event]] = []  # for the next step to return
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything left to step for."""
+        return bool(self._waiting or self._running or self._events)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values that the running requests hold."""
+        return self._cache.nbytes
+
+    def add(self, request: Request) -> int:
+        """Queue a request -> the key under which its events come. Raises as `check` does, before anything is queued."""
+        limit = self.check(request)
+        key = next(self._keys)
+        self._waiting[key] = Generation(request, limit=limit, eos_ids=self._eos_ids, tokenizer=self._tokenizer)
+        return key
+
+    def check(self, request: Request) -> int:
+        """How many tokens the request may generate.
+
+        Raises PromptTooLongError when prompt and answer do not fit into the context (a prompt is never cut), and
+        RequestError when the prompt is empty, an id is outside the vocabulary, or a model without text is given stop
+        strings.
+        """
+        params, config = request.params, self._backend.config
+        check_prompt(request.prompt, config)
+        check_ids("logit_bias", params.logit_bias, config)
+        check_ids("stop_ids", params.stop_ids, config)
+        if params.stop and self._tokenizer is None:
+            raise RequestError("stop strings need a tokenizer, and this model has none; use stop_ids")
+        n, context = len(request.prompt), config.context_length
+        limit = context - n if params.max_tokens is None else params.max_tokens
+        if limit < 1 or n + limit > context:
+            raise PromptTooLongError(n, context, max(1, limit))
+        return limit
+
+    def cancel(self, key: int) -> None:
+        """End a request and free its cache at once; its Finished("cancelled") comes with the next step's events.
+
+        A key that has finished, or never was, is no error: the end of an answer and a wish to stop it may cross.
+        """
+        if key in self._waiting or key in self._running:
+            self._end(key, "cancelled")
+
+    def step(self) -> list[tuple[int, Event]]:
+        """Run one batch -> events by key, in order. [] when there is nothing to do.
+
+        What goes wrong with one request ends that request with Finished("error"), not the others.
+        """
+        chunks, segments = [], []
+        for chunk in self._plan():
+            try:
+                segments.append(self._segment(chunk))
+                chunks.append(chunk)
+            except Exception as error:  # the cache has no room for it
+                self._end(chunk.key, "error", error)
+        if chunks:
+            self._forward(chunks, Batch.pack(segments))
+        events, self._events = self._events, []
+        return events
+
+    def _plan(self) -> list[Chunk]:
+        waiting, running = (
+            [Progress(key, each.done, len(each.ids)) for key, each in generations.items()]
+            for generations in (self._waiting, self._running)
+        )
+        return schedule(waiting, running, budget=self._budget, max_sequences=self._max_sequences)
+
+    def _segment(self, chunk: Chunk) -> Segment:
+        """The ids to run; a request that was waiting gets its place in the cache."""
+        if chunk.key in self._waiting:
+            generation = self._waiting[chunk.key]
+            generation.start(self._cache.allocate(generation.length))
+            self._running[chunk.key] = self._waiting.pop(chunk.key)
+        generation = self._running[chunk.key]
+        assert generation.slot is not None
+        ids = generation.ids[chunk.start : chunk.start + chunk.count]
+        return Segment(generation.slot, chunk.start, ids, logits=int(chunk.last))
+
+    def _forward(self, chunks: list[Chunk], batch: Batch) -> None:
+        try:
+            logits = self._backend.forward(batch, self._cache)  # [chunks that are their request's last, vocab]
+        except Exception as error:
+            for chunk in chunks:
+                self._end(chunk.key, "error", error)
+            return
+        except BaseException:  # Ctrl-C within a pass: these caches are half-written, nobody may go on from them
+            for chunk in chunks:
+                self._end(chunk.key, "cancelled")
+            raise
+        rows = iter(logits)
+        for chunk in chunks:
+            self._running[chunk.key].done += chunk.count
+            if chunk.last:
+                self._accept(chunk.key, next(rows))
+
+    def _accept(self, key: int, logits: Float32) -> None:
+        """Choose a request's next token from logits [vocab]."""
+        try:
+            events = self._running[key].accept(logits)
+        except Exception as error:
+            self._end(key, "error", error)
+            return
+        self._events += [(key, event) for event in events]
+        if isinstance(events[-1], Finished):
+            self._release(key)
+
+    def _end(self, key: int, reason: Reason, error: Exception | None = None) -> None:
+        self._events.append((key, self._release(key).finish(reason, error)))
+
+    def _release(self, key: int) -> Generation:
+        """Forget a request; its cache is free at once."""
+        generation = self._waiting.pop(key) if key in self._waiting else self._running.pop(key)
+        if generation.slot is not None:
+            self._cache.free(generation.slot)
+        return generation

@@ -1,0 +1,77 @@
+"""One request on its way through the engine: its ids, its text, and what decides its next token."""
+
+from collections.abc import Collection
+from time import perf_counter
+
+import numpy as np
+
+from ventoux.batch import Float32
+from ventoux.decoding import History, StopStrings, sample
+from ventoux.engine.request import Event, Finished, Reason, Request, Timings, Token, Usage
+from ventoux.tokenizer.base import Tokenizer
+
+
+class Generation:
+    """The state between two steps.
+
+    ids are the prompt and what was generated, of which the first `done` are in the cache; slot is the cache's, None
+    while waiting. The random numbers are the request's own, so that its neighbours in a batch do not change its text.
+    """
+
+    def __init__(
+        self, request: Request, *, limit: int, eos_ids: Collection[int], tokenizer: Tokenizer | None = None
+    ) -> None:
+        params = request.params
+        self.ids = [int(i) for i in request.prompt]
+        self.done = 0
+        self.slot: int | None = None
+        self.length = len(self.ids) + limit  # positions at most
+        self._prompt_tokens = len(self.ids)
+        self._params = params
+        self._ends = {*params.stop_ids, *(() if params.ignore_eos else eos_ids)}
+        self._rng = np.random.Generator(np.random.PCG64(params.seed))
+        self._history = History(self.ids)
+        self._stream = tokenizer.stream(after=self.ids if request.continues else ()) if tokenizer else None
+        self._stops = StopStrings(params.stop)
+        self._added_at = perf_counter()
+        self._started_at: float | None = None
+        self._first_at: float | None = None
+
+    def start(self, slot: int) -> None:
+        """Leave the queue, with a place in the cache."""
+        self.slot = slot
+        self._started_at = perf_counter()
+
+    def accept(self, logits: Float32) -> list[Event]:
+        """Choose the next token from logits [vocab]: its events, the last of which may be Finished.
+
+        An id that ends the text is no event of its own. Raises what sampling and decoding raise.
+        """
+        sampled = sample(logits, self._params, rng=self._rng, history=self._history)
+        self._first_at = self._first_at or perf_counter()
+        if sampled.id in self._ends:
+            return [self.finish("stop")]
+        self.ids.append(sampled.id)
+        self._history.add(sampled.id)
+        text = self._stops.push(self._stream.push(sampled.id)) if self._stream else ""
+        token = Token(sampled.id, text, sampled.logprob, sampled.top)
+        if self._stops.stopped:
+            return [token, self.finish("stop")]
+        if len(self.ids) == self.length:
+            return [token, self.finish("length")]
+        return [token]
+
+    def finish(self, reason: Reason, error: Exception | None = None) -> Finished:
+        """The last event, with the text that was held back."""
+        text = self._stops.push(self._stream.finish()) if self._stream else ""
+        if self._stops.stopped and reason == "length":  # bytes that never became a character can complete a stop string
+            reason = "stop"
+        usage = Usage(self._prompt_tokens, len(self.ids) - self._prompt_tokens)
+        return Finished(reason, usage, self._timings(), text + self._stops.finish(), error)
+
+    def _timings(self) -> Timings:
+        """A request that ends early spent nothing in the phases that it did not reach."""
+        now = perf_counter()
+        started = self._started_at or now
+        first = self._first_at or now
+        return Timings(started - self._added_at, first - started, now - first)

@@ -1,0 +1,101 @@
+"""What goes into the engine, a Request, and what comes out of it: Tokens, and one Finished."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Literal
+
+from ventoux.config import ModelConfig
+from ventoux.decoding import SamplingParams
+from ventoux.errors import RequestError
+
+Reason = Literal["stop", "length", "cancelled", "error"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt of token ids and how to go on from it.
+
+    continues says how the answer's text joins the prompt's: True, it goes on where the prompt ends, perhaps within a
+    word; False, it is a text of its own, as an answer in a chat is.
+    """
+
+    prompt: Sequence[int]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    continues: bool = True
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token.
+
+    text is what became certain with it: "" in the middle of a character or of what may be a stop string, and then more
+    than its own later. logprob and top_logprobs, pairs (id, log-probability), are by the model's own distribution,
+    None and () unless the request asks for them.
+    """
+
+    id: int
+    text: str
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts. An end-of-sequence token is not part of the answer, and not counted."""
+
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds a request spent: waiting in the queue, from there to its first token, and from there to its end."""
+
+    queued_s: float
+    prompt_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of a request.
+
+    reason is "stop" (end of sequence, a stop id or a stop string), "length" (max_tokens, or the end of the context),
+    "cancelled", or "error", with the exception in `error`. text is what had been held back.
+    """
+
+    reason: Reason
+    usage: Usage
+    timings: Timings
+    text: str = ""
+    error: Exception | None = None
+
+    @property
+    def prompt_tok_s(self) -> float:
+        """Prompt tokens per second, 0 when none was timed."""
+        return self.usage.prompt_tokens / self.timings.prompt_s if self.timings.prompt_s else 0.0
+
+    @property
+    def decode_tok_s(self) -> float:
+        """Generated tokens per second, without the first, which the prompt's pass paid for; 0 when none was timed."""
+        decoded = self.usage.completion_tokens - 1
+        return decoded / self.timings.decode_s if decoded > 0 and self.timings.decode_s else 0.0
+
+
+Event = Token | Finished
+
+
+def check_prompt(ids: Sequence[int], config: ModelConfig) -> None:
+    """Raises RequestError when there are no ids, or one is outside the vocabulary."""
+    if len(ids) == 0:
+        raise RequestError("the prompt is empty; give at least one token to go on from")
+    check_ids("the prompt", ids, config)
+
+
+def check_ids(name: str, ids: Iterable[int], config: ModelConfig) -> None:
+    """Raises RequestError when an id of what `name` names is outside the vocabulary."""
+    last = config.vocab_size - 1
+    for token_id in ids:
+        if not isinstance(token_id, Integral) or not 0 <= int(token_id) <= last:
+            raise RequestError(f"{name} holds {token_id!r}, but a token id is a whole number from 0 to {last}")

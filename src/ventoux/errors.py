@@ -1,0 +1,51 @@
+"""Every error that Ventoux raises for a user. Each message says what was expected, what was found and what to do."""
+
+
+class VentouxError(Exception):
+    """Base of all errors meant for a user; the CLI prints them as one line."""
+
+
+class ConfigError(VentouxError):
+    """A model description has an unknown, missing or contradictory key; the message names file and key."""
+
+
+class CheckpointError(VentouxError):
+    """A checkpoint file is damaged, hostile or incomplete; the message names file, tensor and reason."""
+
+
+class TokenizerError(VentouxError):
+    """A tokenizer file cannot be read, or a model without a tokenizer was given text."""
+
+
+class ChatError(VentouxError):
+    """A conversation cannot be written in the wanted chat format."""
+
+
+class DownloadError(VentouxError):
+    """A model could not be fetched, or what was fetched is not what was promised."""
+
+
+class RequestError(VentouxError, ValueError):
+    """A generation request has a parameter out of range."""
+
+
+class PromptTooLongError(RequestError):
+    """The prompt and the answer do not fit into the context."""
+
+    def __init__(self, n_prompt_tokens: int, n_ctx: int, max_tokens: int = 1) -> None:
+        super().__init__(
+            f"the prompt has {n_prompt_tokens} tokens and up to {max_tokens} more are asked for, but the context holds"
+            f" {n_ctx}; shorten the prompt, or ask for fewer tokens"
+        )
+        self.n_prompt_tokens = n_prompt_tokens
+        self.n_ctx = n_ctx
+
+
+class GenerationError(VentouxError):
+    """A token could not be chosen: the model's logits are not numbers, or every token is forbidden."""
+
+
+def shown(value: object) -> str:
+    """A value from a stranger's file, fit for a one-line message: escaped, cut, and never a nested structure."""
+    text = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."

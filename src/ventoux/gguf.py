@@ -1,0 +1,198 @@
+"""The GGUF container, versions 2 and 3: key/value metadata, the directory of tensors, and the mapped bytes.
+
+Only the container is read here. What the keys mean is the business of `config` and `tokenizer`, what the tensors hold
+that of `checkpoint`. Every count, length and offset is checked against the file before it is used, so that the time
+and memory that a hostile file can cost are bounded by LIMITS below.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ventoux.errors import CheckpointError, shown
+from ventoux.mapped import map_file
+
+# LIMITS: the largest vocabularies in use have 262,144 tokens and twice as many merges
+HEADER_BYTES = 1 << 26
+ARRAY_ITEMS = 1 << 22  # over all arrays of a file
+KEYS = 1 << 12
+TENSORS = 1 << 16
+DIMENSIONS = 4
+ELEMENTS = 1 << 48  # of one tensor: products stay far from any overflow
+
+STRING, ARRAY, BOOL = 8, 9, 7
+NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
+_unpack_length = struct.Struct("<Q").unpack_from
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where a tensor stands: shape (rows, columns), the file's order reversed; offset in bytes from its start."""
+
+    name: str
+    shape: tuple[int, ...]
+    ggml_type: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class GGUFFile:
+    """A parsed file. Strings of metadata that are not UTF-8 carry their stray bytes as surrogates (surrogateescape)."""
+
+    path: Path
+    metadata: dict[str, Any]
+    tensors: tuple[TensorInfo, ...]
+    data: NDArray[np.uint8]  # the whole file, mapped
+
+
+def read(path: str | Path) -> GGUFFile:
+    """Parse a GGUF file's header and map its data; raises CheckpointError that names what is wrong."""
+    path = Path(path)
+    data = map_file(path)
+    cursor = _Cursor(path, data)
+    cursor.check_magic()
+    n_tensors, n_keys = cursor.count("tensors", TENSORS), cursor.count("metadata keys", KEYS)
+    metadata: dict[str, Any] = {}
+    for _ in range(n_keys):
+        cursor.where = "a metadata key"
+        key = cursor.string()
+        if key in metadata:
+            cursor.fail("it stands twice", where=f"metadata key {shown(key)}")
+        cursor.where = f"metadata key {shown(key)}"
+        metadata[key] = cursor.value(cursor.number("I"))
+    directory = [cursor.tensor() for _ in range(n_tensors)]
+    start = _aligned(cursor, metadata)
+    return GGUFFile(path, metadata, tuple(_placed(cursor, t, start) for t in directory), data)
+
+
+def _aligned(cursor: "_Cursor", metadata: dict[str, Any]) -> int:
+    """Where the tensors' bytes begin: the directory's end, rounded up to the file's alignment."""
+    alignment = metadata.get("general.alignment", 32)
+    cursor.where = "metadata key 'general.alignment'"
+    if type(alignment) is not int or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
+        cursor.fail(f"expected a power of two from 8 to 65536, found {shown(alignment)}")
+    cursor.alignment = alignment
+    return (cursor.position + alignment - 1) // alignment * alignment
+
+
+def _placed(cursor: "_Cursor", tensor: TensorInfo, start: int) -> TensorInfo:
+    """The tensor with its offset counted from the file's start instead of the data's."""
+    offset = start + tensor.offset
+    cursor.where = f"tensor {shown(tensor.name)}"
+    if tensor.offset % cursor.alignment:
+        cursor.fail(f"its offset {tensor.offset} is not a multiple of the alignment {cursor.alignment}")
+    if offset > cursor.size:
+        cursor.fail(f"it begins at byte {offset}, but the file ends at {cursor.size}; fetch the file again")
+    return TensorInfo(tensor.name, tensor.shape, tensor.ggml_type, offset)
+
+
+class _Cursor:
+    """Reads little-endian values from the front of the file, none of them past its end or HEADER_BYTES."""
+
+    def __init__(self, path: Path, data: NDArray[np.uint8]) -> None:
+        self.path = path
+        self.size = len(data)
+        self.header = data[:HEADER_BYTES].data
+        self.position = 0
+        self.items_left = ARRAY_ITEMS
+        self.alignment = 32
+        self.where = "the header"
+
+    def fail(self, reason: str, *, where: str | None = None) -> NoReturn:
+        raise CheckpointError(f"{self.path}: {where or self.where}: {reason}")
+
+    def take(self, length: int) -> memoryview:
+        end = self.position + length
+        if end > len(self.header):
+            self.fail(
+                f"it needs {length} bytes at {self.position}, but the header ends at {len(self.header)};"
+                " the file is cut off or damaged, fetch it again"
+            )
+        self.position, start = end, self.position
+        return self.header[start:end]
+
+    def number(self, code: str) -> Any:
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
+
+    def check_magic(self) -> None:
+        if (magic := bytes(self.header[:4])) != b"GGUF":
+            self.fail(f"not a GGUF file: expected it to begin with b'GGUF', found {magic!r}")
+        self.take(4)
+        version = self.number("I")
+        if version & 0xFFFF == 0:
+            self.fail("a big-endian GGUF file; convert it to little-endian")
+        if version not in (2, 3):
+            self.fail(f"GGUF version {version} is not supported, only 2 and 3 are; convert the model again")
+
+    def count(self, what: str, limit: int) -> int:
+        count: int = self.number("Q")
+        if count > limit:
+            self.fail(f"it announces {count} {what}, more than the {limit} that are allowed")
+        return count
+
+    def string(self) -> str:
+        return str(self.take(self.number("Q")), "utf-8", "surrogateescape")
+
+    def truth(self, byte: int) -> bool:
+        if byte > 1:
+            self.fail(f"expected a boolean (0 or 1), found {byte}")
+        return byte == 1
+
+    def value(self, kind: int) -> Any:
+        if kind == STRING:
+            return self.string()
+        if kind == ARRAY:
+            return self.array()
+        if kind == BOOL:
+            return self.truth(self.number("B"))
+        if kind not in NUMBERS:
+            self.fail(f"unknown value type {kind}")
+        return self.number(NUMBERS[kind])
+
+    def array(self) -> list[Any]:
+        kind = self.number("I")
+        count = self.count("array items", self.items_left)
+        self.items_left -= count
+        if kind == STRING:
+            return self.strings(count)
+        if kind == BOOL:
+            return [self.truth(byte) for byte in self.take(count)]
+        if kind not in NUMBERS:
+            self.fail(f"unknown or nested array type {kind}")
+        dtype = np.dtype("<" + NUMBERS[kind])
+        numbers: list[Any] = np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
+        return numbers
+
+    def strings(self, count: int) -> list[str]:
+        """`count` strings. The loop is written out because a vocabulary and its merges are 100,000 of them."""
+        header, position, end = self.header, self.position, len(self.header)
+        found = []
+        for _ in range(count):
+            start = position + 8
+            if start > end:
+                self.fail("a string begins past the header's end; the file is cut off or damaged, fetch it again")
+            position = start + _unpack_length(header, position)[0]
+            if position > end:
+                self.fail("a string ends past the header's end; the file is cut off or damaged, fetch it again")
+            found.append(str(header[start:position], "utf-8", "surrogateescape"))
+        self.position = position
+        return found
+
+    def tensor(self) -> TensorInfo:
+        self.where = "the name of a tensor"
+        name = self.string()
+        self.where = f"tensor {shown(name)}"
+        dimensions = self.number("I")
+        if not 1 <= dimensions <= DIMENSIONS:
+            self.fail(f"expected 1 to {DIMENSIONS} dimensions, found {dimensions}")
+        shape = tuple(self.number("Q") for _ in range(dimensions))[::-1]
+        if 0 in shape or prod(shape) > ELEMENTS:
+            self.fail(f"impossible shape {shape}")
+        return TensorInfo(name, shape, self.number("I"), self.number("Q"))

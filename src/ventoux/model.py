@@ -1,0 +1,280 @@
+"""The public face: load a model, and let it generate, stream, chat, or say its logits."""
+
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import fields
+from functools import cached_property
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from ventoux.batch import Backend, Batch, Float32, Segment
+from ventoux.chat import VERSIONS, ChatFormat, format_for
+from ventoux.checkpoint import Checkpoint
+from ventoux.config import ModelConfig
+from ventoux.decoding import SamplingParams
+from ventoux.engine import Completion, Engine, Event, Finished, Request, Token, check_prompt
+from ventoux.errors import ChatError, PromptTooLongError, RequestError, TokenizerError
+from ventoux.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+
+_PARAMETERS = [field.name for field in fields(SamplingParams)]
+_CHUNK = 512  # tokens of one forward pass
+
+
+class Mistral:
+    """A model that is ready to run: a backend, perhaps a tokenizer and a chat format, and one engine around them.
+
+    Keyword arguments of the methods that generate are the fields of `ventoux.decoding.SamplingParams`; others are a
+    RequestError. All of them may be called from several threads, and streams may be read in turns: what is asked for at
+    the same time runs as one batch.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        tokenizer: Tokenizer | None = None,
+        template: str | None = None,
+        chat_format: str | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        if chat_format is not None and chat_format not in VERSIONS:
+            raise ChatError(f"chat_format must be one of {', '.join(VERSIONS)}, found {chat_format!r}")
+        self.backend = backend
+        self.checkpoint = checkpoint
+        self._tokenizer = tokenizer
+        self._template = template
+        self._wanted_format = chat_format
+        self._engine = Engine(backend, tokenizer, budget=_CHUNK)
+        self._lock = threading.Lock()  # around the engine and the mailboxes
+        self._mailboxes: dict[int, deque[tuple[int, Event]]] = {}
+        self._abandoned: list[int] = []  # requests whose reader has gone
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.backend.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises TokenizerError when the checkpoint has none."""
+        if self._tokenizer is None:
+            raise TokenizerError(
+                "this checkpoint has no tokenizer, so it cannot read or write text; give token ids, or put"
+                " tokenizer.model or tokenizer.json beside the weights"
+            )
+        return self._tokenizer
+
+    @cached_property
+    def chat_format(self) -> ChatFormat:
+        """How conversations are written. Raises ChatError when the model has no format, TokenizerError without text."""
+        if self._wanted_format is not None:
+            return ChatFormat(self._wanted_format, self._template, "as asked for")
+        return format_for(self.tokenizer, template=self._template)
+
+    @overload
+    def generate(self, prompt: str | list[int], **params: Any) -> Completion: ...
+    @overload
+    def generate(self, prompt: list[str] | list[list[int]], **params: Any) -> list[Completion]: ...
+    def generate(
+        self, prompt: str | list[int] | list[str] | list[list[int]], **params: Any
+    ) -> Completion | list[Completion]:
+        """What follows the prompt, which is not part of it. Several prompts run as one batch.
+
+        A prompt is text, which gets the BOS that the model wants, or ids, taken as they are. Raises RequestError for a
+        parameter out of range, PromptTooLongError when prompt and answer do not fit into the context, TokenizerError
+        for text without a tokenizer, GenerationError when the model's logits are not numbers.
+        """
+        sampling = _sampling(params)
+        many = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], Integral)
+        prompts: list[Any] = list(prompt) if many else [prompt]
+        completions = self._complete([Request(self._ids(each), sampling) for each in prompts])
+        return completions if many else completions[0]
+
+    def stream(self, prompt: str | list[int], **params: Any) -> Iterator[Token | Finished]:
+        """Like `generate`, token by token, and Finished at the end; the texts of all events are the text.
+
+        Leaving the loop, or closing the iterator, cancels the request and frees its cache.
+        """
+        return self._stream(Request(self._ids(prompt), _sampling(params)))
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        safe_prompt: bool = False,
+        **params: Any,
+    ) -> Completion:
+        """The assistant's answer to messages, each `{"role": ..., "content": ...}`.
+
+        Raises ChatError when the conversation cannot be written in the model's chat format, and as `generate` does.
+        """
+        return self._complete([self._conversation(messages, tools, safe_prompt, params)])[0]
+
+    def stream_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        safe_prompt: bool = False,
+        **params: Any,
+    ) -> Iterator[Token | Finished]:
+        """Like `chat`, token by token, as `stream` does it."""
+        return self._stream(self._conversation(messages, tools, safe_prompt, params))
+
+    def logits(self, ids: Sequence[int]) -> Float32:
+        """The model's logits after each of the ids, [len(ids), vocab] float32: row i predicts id i + 1.
+
+        Raises RequestError when there are no ids, or one is outside the vocabulary; PromptTooLongError.
+        """
+        config, n = self.config, len(ids)
+        check_prompt(ids, config)
+        if n > config.context_length:
+            raise PromptTooLongError(n, config.context_length, 0)
+        found = np.empty((n, config.vocab_size), np.float32)
+        cache = self.backend.new_cache()
+        slot = cache.allocate(n)
+        try:
+            for start in range(0, n, _CHUNK):
+                part = ids[start : start + _CHUNK]
+                batch = Batch.pack([Segment(slot, start, part, logits=len(part))])
+                found[start : start + len(part)] = self.backend.forward(batch, cache)
+        finally:
+            cache.free(slot)
+        return found
+
+    def _ids(self, prompt: str | list[int]) -> list[int]:
+        return self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
+
+    def _conversation(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] | None,
+        safe_prompt: bool,
+        params: dict[str, Any],
+    ) -> Request:
+        ids = self.chat_format.encode(messages, tokenizer=self.tokenizer, tools=tools, safe_prompt=safe_prompt)
+        continues = bool(messages[-1].get("prefix"))  # an assistant's message that the model is to finish
+        return Request(ids, _sampling(params), continues=continues)
+
+    def _complete(self, requests: Sequence[Request]) -> list[Completion]:
+        events: list[list[Event]] = [[] for _ in requests]
+        for i, event in self._run(requests):
+            events[i].append(event)
+        return [Completion(each) for each in events]
+
+    def _stream(self, request: Request) -> Iterator[Event]:
+        with self._lock:
+            self._engine.check(request)  # now, and not when the first event is asked for
+        return self._events(request)
+
+    def _events(self, request: Request) -> Iterator[Event]:
+        with closing(self._run([request])) as run:
+            for _, event in run:
+                yield event
+
+    def _run(self, requests: Sequence[Request]) -> Generator[tuple[int, Event]]:
+        """Events by the request's index, until all have finished. Raises the error that one ended with."""
+        mailbox: deque[tuple[int, Event]] = deque()
+        with self._lock:
+            for request in requests:  # all of them first, so that none is queued when one is refused
+                self._engine.check(request)
+            index = {self._engine.add(request): i for i, request in enumerate(requests)}
+            self._mailboxes |= dict.fromkeys(index, mailbox)
+        try:
+            alive = len(requests)
+            while alive:
+                with self._lock:
+                    if not mailbox:  # else another reader's step has brought something
+                        self._step()
+                while mailbox:
+                    key, event = mailbox.popleft()
+                    if isinstance(event, Finished):
+                        alive -= 1
+                        if event.error is not None:
+                            raise event.error
+                    yield index[key], event
+        finally:
+            self._leave(index)
+
+    def _step(self) -> None:
+        """One step for everybody; each reader finds its events in its mailbox."""
+        for key, event in self._engine.step():
+            if key in self._mailboxes:
+                self._mailboxes[key].append((key, event))
+        self._sweep()
+
+    def _leave(self, keys: Iterable[int]) -> None:
+        """Cancel what has not finished, and close the mailboxes.
+
+        The garbage collector may close a generator anywhere, even within a step of the same thread: then the lock is
+        held, waiting for it would last for ever, and the step sweeps up.
+        """
+        self._abandoned.extend(keys)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._sweep()
+            finally:
+                self._lock.release()
+
+    def _sweep(self) -> None:
+        while self._abandoned:
+            key = self._abandoned.pop()
+            self._engine.cancel(key)
+            self._mailboxes.pop(key, None)
+
+
+def _sampling(params: dict[str, Any]) -> SamplingParams:
+    unknown = sorted(params.keys() - set(_PARAMETERS))
+    if unknown:
+        raise RequestError(f"unknown parameter(s) {', '.join(unknown)}; known are {', '.join(_PARAMETERS)}")
+    return SamplingParams(**params)
+
+
+def load(
+    path: str | Path | None = None,
+    *,
+    window: int | None = None,
+    threads: int | None = None,
+    compute: Literal["auto", "int8", "f32"] = "auto",
+    chat_format: str | None = None,
+) -> Mistral:
+    """A model from a folder (raw or Hugging Face), a .gguf file, an alias or a hub id; None is the default model.
+
+    window       keys that a query sees, for files that do not say it; None is what the checkpoint says
+    threads      of the kernels; None is one for each physical core
+    compute      "f32" for float32 activations, "int8" for quantized ones; "auto" is what suits the checkpoint
+    chat_format  "v1", "v2", "v3", "v7", or "template"; None is what the checkpoint wants
+
+    Raises CheckpointError, ConfigError, TokenizerError, ChatError or DownloadError, which say what was found and what
+    to do. A checkpoint without a tokenizer loads: ids and logits work, text is a TokenizerError.
+    """
+    from ventoux import checkpoint, cpu
+    from ventoux.checkpoint import pull
+
+    found = checkpoint.read(pull.resolve(None if path is None else str(path)))
+    config = found.config if window is None else found.config.with_window(window)
+    return Mistral(
+        cpu.Backend(config, found.tensors, threads=threads, compute=compute),
+        tokenizer=_tokenizer(found),
+        template=checkpoint.chat_template(found),
+        chat_format=chat_format,
+        checkpoint=found,
+    )
+
+
+def _tokenizer(found: Checkpoint) -> Tokenizer | None:
+    from ventoux import checkpoint, tokenizer
+
+    file = checkpoint.tokenizer_file(found)
+    if file is None:
+        return None
+    if found.kind == "gguf":  # whose metadata is read already
+        return tokenizer.from_gguf(found.metadata, source=file)
+    return tokenizer.load(file)

@@ -1,0 +1,114 @@
+"""Text <-> ids, from any file that a vocabulary comes in.
+
+tokenizer = ventoux.tokenizer.load("mistral-7B-v0.1")
+tokenizer.encode("<s>[INST]")  # text, never control tokens: those come from the chat room alone
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ventoux.errors import TokenizerError
+from ventoux.tokenizer.base import StreamDecoder, Tokenizer
+
+__all__ = ["StreamDecoder", "Tokenizer", "from_gguf", "load"]
+
+_SENTENCEPIECE = re.compile(r".*\.model(\.v\d+(m\d+)?)?")
+
+
+def load(path: str | Path) -> Tokenizer:
+    """The tokenizer in a file (tokenizer.model, .model.v3, tokenizer.json, tekken.json, .gguf) or in a folder.
+
+    Raises TokenizerError when there is none, or when it is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = choose(path)
+    if not path.is_file():
+        raise TokenizerError(f"{path}: expected a tokenizer file, found none; check the path")
+    try:
+        return _load_file(path)
+    except OSError as error:
+        raise TokenizerError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def choose(folder: Path) -> Path:
+    """Which file of a folder is read when several tokenizers stand in it. The first that is there:
+
+    1. tekken.json, or tekken_*.json
+    2. *.model.vN, the highest version: Mistral's own, with the version in its name
+    3. tokenizer.model, unless a tokenizer.json beside it adds tokens (as fine-tunes do, for ChatML)
+    4. tokenizer.json
+    5. a single *.gguf
+    """
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    tekken = [p for p in files if p.name.startswith("tekken") and p.suffix == ".json"]
+    versioned = [p for p in files if ".model.v" in p.name and _SENTENCEPIECE.fullmatch(p.name)]
+    model, converted = folder / "tokenizer.model", folder / "tokenizer.json"
+    gguf = [p for p in files if p.suffix == ".gguf"]
+    if tekken:
+        return tekken[0]
+    if versioned:
+        return max(versioned, key=_version_number)
+    if model in files and not (converted in files and _adds_tokens(converted)):
+        return model
+    if converted in files:
+        return converted
+    if len(gguf) == 1:
+        return gguf[0]
+    raise TokenizerError(
+        f"{folder}: expected a tokenizer (tokenizer.model, tokenizer.json, tekken.json or one .gguf file),"
+        f" found {f'{len(gguf)} .gguf files; name one of them' if gguf else 'none'}"
+    )
+
+
+def from_gguf(metadata: Mapping[str, Any], *, source: str | Path) -> Tokenizer:
+    """The tokenizer in the metadata of a GGUF file that is open already; `source` names it in errors."""
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind == "llama":
+        from ventoux.tokenizer import sentencepiece
+
+        return sentencepiece.from_gguf(metadata, source)
+    if kind == "gpt2":
+        from ventoux.tokenizer import bytelevel
+
+        return bytelevel.from_gguf(metadata, source)
+    found = "no tokenizer" if kind is None else repr(kind)
+    raise TokenizerError(f"{source}: tokenizer.ggml.model: expected 'llama' or 'gpt2', found {found}")
+
+
+def _load_file(path: Path) -> Tokenizer:
+    if path.suffix == ".gguf":
+        from ventoux import gguf
+
+        return from_gguf(gguf.read(path).metadata, source=path)
+    if path.suffix == ".json" and "tekken" in path.name:
+        from ventoux.tokenizer import tekken
+
+        return tekken.load_tekken(path)
+    if path.suffix == ".json":
+        from ventoux.tokenizer import huggingface
+
+        return huggingface.load_json(path)
+    if _SENTENCEPIECE.fullmatch(path.name):
+        from ventoux.tokenizer import sentencepiece
+
+        return sentencepiece.load_model(path)
+    raise TokenizerError(
+        f"{path}: expected tokenizer.model, tokenizer.json, tekken.json or a .gguf file, found {path.name}"
+    )
+
+
+def _version_number(path: Path) -> int:
+    return int(re.findall(r"\.v(\d+)", path.name)[-1])
+
+
+def _adds_tokens(path: Path) -> bool:
+    """Whether a tokenizer.json has added tokens behind the vocabulary: sentencepiece's own stand at its beginning."""
+    try:
+        data = json.loads(path.read_bytes())
+        return any(token["id"] >= len(data["model"]["vocab"]) for token in data["added_tokens"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False

@@ -1,0 +1,82 @@
+"""Byte-level BPE out of a GGUF file: `tokenizer.ggml.model` "gpt2", cut as `tokenizer.ggml.pre` says."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ventoux.errors import TokenizerError
+from ventoux.tokenizer.huggingface import ByteLevelTokenizer
+from ventoux.tokenizer.stream import Specials, reading
+from ventoux.tokenizer.version import mistral_version
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_CONTROL, _USER_DEFINED = 3, 4  # of GGUF's token types
+
+# How text is split into words before any merge: each pattern splits what the one before it left in one piece.
+# Source: llama.cpp, src/llama-vocab.cpp; tekken's is the pattern of tekken.json, which llama.cpp rewrites for its engine.
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _SPACES
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + _SPACES
+)
+_DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
+PATTERNS: dict[str, tuple[str, ...]] = {
+    "default": _DEFAULT,
+    "gpt-2": (_GPT2,),
+    "smollm": (r"\p{N}", _GPT2),
+    "llama-bpe": (_LLAMA3,),
+    "llama3": (_LLAMA3,),
+    "llama-v3": (_LLAMA3,),
+    "tekken": (_TEKKEN,),
+}
+_WHOLE_WORDS = {
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+    "tekken",
+}  # a word that is a token stays whole; prompts begin with a BOS
+
+
+def from_gguf(metadata: Mapping[str, Any], source: str | Path) -> ByteLevelTokenizer:
+    """The vocabulary of a GGUF file; a pre-tokenizer that is not in PATTERNS is refused, since ids would be wrong."""
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if pre not in PATTERNS:
+        raise TokenizerError(f"{source}: tokenizer.ggml.pre: expected one of {sorted(PATTERNS)}, found {pre!r}")
+    with reading(source):
+        pieces: list[str] = metadata["tokenizer.ggml.tokens"]
+        types = metadata["tokenizer.ggml.token_type"]
+        special = [(i, piece, kind) for i, (piece, kind) in enumerate(zip(pieces, types, strict=True)) if kind != 1]
+        control = {piece: i for i, piece, kind in special if kind == _CONTROL}
+        literal = {i: piece for i, piece, kind in special if kind == _USER_DEFINED}
+        vocab = dict(zip(pieces, range(len(pieces)), strict=True))
+        for piece in control:  # what is not in the vocabulary cannot be cut out of a text
+            vocab.pop(piece, None)
+        merges = [(left, right) for left, _, right in (m.partition(" ") for m in metadata["tokenizer.ggml.merges"])]
+        model = _model(vocab, merges, pre=pre, literal=literal.values())
+    specials = Specials(
+        control=control,
+        bos_id=metadata.get("tokenizer.ggml.bos_token_id"),
+        eos_id=metadata.get("tokenizer.ggml.eos_token_id"),
+        adds_bos=metadata.get("tokenizer.ggml.add_bos_token", pre in _WHOLE_WORDS),
+        version=mistral_version(pieces),
+    )
+    return ByteLevelTokenizer(model, specials, pieces=pieces, literal=literal.keys())
+
+
+def _model(
+    vocab: dict[str, int], merges: list[tuple[str, str]], *, pre: str, literal: Iterable[str]
+) -> "tokenizers.Tokenizer":
+    from tokenizers import AddedToken, Regex, Tokenizer
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
+
+    words: list[PreTokenizer] = [Split(Regex(pattern), "isolated") for pattern in PATTERNS[pre]]
+    model = Tokenizer(BPE(vocab, merges, ignore_merges=pre in _WHOLE_WORDS))
+    model.pre_tokenizer = Sequence([*words, ByteLevel(add_prefix_space=False, use_regex=False)])
+    model.add_tokens([AddedToken(piece, normalized=False) for piece in literal])
+    return model

@@ -1,0 +1,162 @@
+"""tokenizer.json files, and whatever else the `tokenizers` library cuts for us."""
+
+import json
+import re
+from collections.abc import Collection, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ventoux.errors import TokenizerError
+from ventoux.tokenizer.stream import PieceTokenizer, Specials, reading
+from ventoux.tokenizer.version import mistral_version
+
+if TYPE_CHECKING:
+    import tokenizers
+
+_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in byte-level pieces (GPT-2's encoder.py): printable ones for themselves,
+    the others, in order, for the characters from 256 on. "Ġ" is a space."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(256 + n): b for n, b in enumerate(others)}
+
+
+BYTE_OF = _byte_alphabet()
+
+
+class _Cut(PieceTokenizer):
+    """Cuts with the `tokenizers` library; `pieces` are the vocabulary in order of id, "" where it leaves an id out.
+
+    `literal` are the ids of added tokens that are no control tokens: their names are their text.
+    """
+
+    def __init__(
+        self, model: "tokenizers.Tokenizer", specials: Specials, *, pieces: Sequence[str], literal: Collection[int]
+    ) -> None:
+        super().__init__(len(pieces), specials)
+        self._model = model
+        self._pieces = pieces
+        self._literal = literal
+
+    def _cut(self, text: str) -> list[int]:
+        ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
+        unknown = self._model.model.unk_token
+        met = {self._pieces[i] for i in self._control_ids.intersection(ids)} - {unknown}
+        if met:
+            raise TokenizerError(
+                f"this tokenizer turns plain text into the control tokens {sorted(met)}; take them out of the text"
+            )
+        return ids
+
+    def _piece(self, token_id: int) -> str:
+        if piece := self._pieces[token_id]:
+            return piece
+        raise TokenizerError(f"expected an id that names a token, found {token_id}, which this vocabulary leaves out")
+
+
+class ByteLevelTokenizer(_Cut):
+    """BPE whose pieces spell bytes."""
+
+    def _surface(self, token_id: int, first: bool) -> bytes:
+        piece = self._piece(token_id)
+        if token_id in self._literal:
+            return piece.encode()
+        try:
+            return bytes([BYTE_OF[character] for character in piece])
+        except KeyError:  # a piece outside the alphabet stands for itself, as in the library's own decoder
+            return piece.encode()
+
+
+class ByteFallbackTokenizer(_Cut):
+    """sentencepiece's BPE as tokenizer.json writes it: `▁` for a space, `<0x0A>` for a byte without a piece."""
+
+    _errors = "surrogateescape"
+
+    @cached_property
+    def _strips(self) -> bool:
+        """Whether the space that encoding puts before the text is taken off again."""
+        space = self._model.token_to_id("▁")
+        return space is not None and self._model.decode([space]) == ""
+
+    def _surface(self, token_id: int, first: bool) -> bytes:
+        piece = self._piece(token_id)
+        if byte := _BYTE_PIECE.fullmatch(piece):
+            return bytes([int(byte[1], 16)])
+        if first and self._strips:
+            piece = piece.removeprefix("▁")
+        return piece.replace("▁", " ").encode()
+
+
+def load_json(path: Path) -> PieceTokenizer:
+    """A tokenizer.json file; names of BOS and EOS come from the tokenizer_config.json beside it."""
+    from tokenizers import Tokenizer
+
+    with reading(path):
+        model = Tokenizer.from_str(path.read_text("utf-8"))
+    kind = type(model.model).__name__
+    if kind != "BPE":
+        raise TokenizerError(f"{path}: expected a tokenizer of type BPE, found {kind}, which Ventoux does not read")
+    model.encode_special_tokens = True
+    model.no_truncation()
+    model.no_padding()
+    added = model.get_added_tokens_decoder()
+    vocab = model.get_vocab(with_added_tokens=True)
+    pieces = [""] * (max(vocab.values(), default=-1) + 1)
+    for piece, token_id in vocab.items():
+        pieces[token_id] = piece
+    control = {token.content: token_id for token_id, token in added.items() if token.special}
+    specials = _specials(model, control, mistral_version(pieces), _beside(path))
+    literal = {token_id for token_id, token in added.items() if not token.special}
+    parts = _decoder_parts(model)
+    if "ByteLevel" in parts:
+        return ByteLevelTokenizer(model, specials, pieces=pieces, literal=literal)
+    if parts & {"ByteFallback", "Metaspace"}:
+        return ByteFallbackTokenizer(model, specials, pieces=pieces, literal=literal)
+    raise TokenizerError(
+        f"{path}: expected a decoder of type ByteLevel, ByteFallback or Metaspace, found {sorted(parts) or 'none'},"
+        " which Ventoux does not read"
+    )
+
+
+def _decoder_parts(model: "tokenizers.Tokenizer") -> set[str]:
+    if model.decoder is None:
+        return set()
+    state = json.loads(model.decoder.__getstate__())
+    return {part["type"] for part in state.get("decoders", [state])}
+
+
+def _specials(
+    model: "tokenizers.Tokenizer", control: dict[str, int], version: str | None, config: dict[str, Any]
+) -> Specials:
+    put_first = model.encode("", add_special_tokens=True).ids[:1]  # what the file's post-processor puts before a text
+    bos_id = control.get(_name(config.get("bos_token")) or "<s>")
+    if bos_id is None and put_first:
+        bos_id = put_first[0]
+    return Specials(
+        control=control,
+        bos_id=bos_id,
+        eos_id=control.get(_name(config.get("eos_token")) or "</s>"),
+        adds_bos=bool(config.get("add_bos_token", put_first == [bos_id])),
+        version=version,
+    )
+
+
+def _beside(path: Path) -> dict[str, Any]:
+    config = path.with_name("tokenizer_config.json")
+    if not config.is_file():
+        return {}
+    with reading(config):
+        found = json.loads(config.read_bytes())
+        if not isinstance(found, dict):
+            raise TokenizerError(f"{config}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def _name(token: Any) -> str | None:
+    """A special token's name, which transformers writes as a string or as an object with `content`."""
+    name = token.get("content") if isinstance(token, dict) else token
+    return name if isinstance(name, str) else None

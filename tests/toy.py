@@ -1,0 +1,138 @@
+"""A model without weights and a tokenizer of bytes, for tests of everything above the backend.
+
+The toy reads the ids that its cache holds, and complains of what a real cache would silently get wrong.
+"""
+
+import codecs
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ventoux.batch import Batch, Float32
+from ventoux.config import ModelConfig
+
+BOS, EOS, VOCAB = 256, 257, 258
+Row = Callable[[list[int]], Float32]  # all ids of a sequence so far -> its next logits [VOCAB]
+
+
+def config(context_length: int = 64) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=VOCAB,
+        hidden_size=8,
+        intermediate_size=8,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=8,
+        rms_norm_eps=1e-5,
+        rope_theta=1e4,
+        context_length=context_length,
+        windows=(None,),
+        bos_id=BOS,
+        eos_ids=(EOS,),
+    )
+
+
+def hashed(ids: list[int]) -> Float32:
+    """Letters and sometimes the end, by the last three ids and the position."""
+    rng = np.random.default_rng([len(ids), *ids[-3:]])
+    row = np.full(VOCAB, -20, np.float32)
+    row[ord("a") : ord("f")] = rng.normal(size=5) * 2
+    row[EOS] = rng.normal() * 2 - 1
+    return row
+
+
+def saying(*texts: str) -> Row:
+    """Goes on as the text does that the ids begin: byte by byte, then EOS."""
+    scripts = [[*text.encode(), EOS] for text in texts]
+
+    def row(ids: list[int]) -> Float32:
+        spoken = ids[1:] if ids[0] == BOS else ids
+        script = next(script for script in scripts if script[: len(spoken)] == spoken)
+        logits = np.zeros(VOCAB, np.float32)
+        logits[script[len(spoken)]] = 10
+        return logits
+
+    return row
+
+
+class ToyCache:
+    def __init__(self) -> None:
+        self.sequences: dict[int, list[int]] = {}
+        self.lengths: dict[int, int] = {}
+        self.room = 1 << 30  # positions in all
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.lengths.values())
+
+    def allocate(self, length: int) -> int:
+        if length > self.room:
+            raise MemoryError(f"no room for {length} positions")
+        slot = next(slot for slot in range(1000) if slot not in self.sequences)
+        self.sequences[slot], self.lengths[slot] = [], length
+        return slot
+
+    def free(self, slot: int) -> None:
+        del self.sequences[slot], self.lengths[slot]
+
+
+class ToyBackend:
+    def __init__(self, row: Row = hashed, *, context_length: int = 64) -> None:
+        self.config = config(context_length)
+        self.row = row
+        self.cache = ToyCache()
+        self.batches: list[Batch] = []
+
+    def new_cache(self) -> ToyCache:
+        return self.cache
+
+    def forward(self, batch: Batch, cache: ToyCache) -> Float32:
+        self.batches.append(batch)
+        rows = {}
+        for i, (token_id, position, slot) in enumerate(zip(batch.ids, batch.positions, batch.slots, strict=True)):
+            ids = cache.sequences[slot]
+            assert position == len(ids), f"slot {slot} holds {len(ids)} positions, but position {position} came"
+            assert position < cache.lengths[slot], f"slot {slot} was promised {cache.lengths[slot]} positions"
+            ids.append(int(token_id))
+            if i in batch.logit_rows:
+                rows[i] = self.row(ids)
+        return np.array([rows[int(i)] for i in batch.logit_rows], np.float32).reshape(-1, VOCAB)
+
+
+class ByteStream:
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token_id: int) -> str:
+        return self._decoder.decode(bytes([token_id]) if token_id < BOS else b"")
+
+    def finish(self) -> str:
+        return self._decoder.decode(b"", final=True)
+
+
+class ByteTokenizer:
+    """One id a byte, and two control ids."""
+
+    vocab_size, bos_id, eos_id, version = VOCAB, BOS, EOS, None
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
+        return [BOS] * bos + list(text.encode()) + [EOS] * eos
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < BOS).decode("utf-8", "replace")
+
+    def stream(self, after: Sequence[int] = ()) -> ByteStream:
+        stream = ByteStream()
+        for token_id in after:
+            stream.push(token_id)
+        return stream
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return bytes([token_id]) if token_id < BOS else b""
+
+    def control_id(self, piece: str) -> int | None:
+        return self.control_tokens().get(piece)
+
+    def control_tokens(self) -> dict[str, int]:
+        return {"<s>": BOS, "</s>": EOS}
