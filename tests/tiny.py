@@ -95,7 +95,7 @@ def save_hf(
     model: MistralForCausalLM, folder: Path, *, shards: bool = False, dtype: torch.dtype = torch.float32
 ) -> Path:
     """config.json and model.safetensors, or several of them with an index."""
-    model.to(dtype).save_pretrained(folder, max_shard_size="40KB" if shards else "1GB")
+    model.to(dtype).save_pretrained(folder, max_shard_size="4KB" if shards else "1GB")
     model.float()
     return folder
 

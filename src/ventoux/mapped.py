@@ -28,6 +28,8 @@ def release(view: NDArray[np.uint8]) -> None:
     root: object = view
     while isinstance(root, np.ndarray) and root.base is not None:
         inner, root = root, root.base
+    if isinstance(root, memoryview):
+        root = root.obj
     if not isinstance(root, mmap.mmap) or not hasattr(root, "madvise"):
         return
     start = view.ctypes.data - inner.ctypes.data

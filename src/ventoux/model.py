@@ -242,14 +242,14 @@ def load(
     *,
     window: int | None = None,
     threads: int | None = None,
-    compute: Literal["auto", "int8", "f32"] = "auto",
+    compute: Literal["auto", "int16", "f32"] = "auto",
     chat_format: str | None = None,
 ) -> Mistral:
     """A model from a folder (raw or Hugging Face), a .gguf file, an alias or a hub id; None is the default model.
 
     window       keys that a query sees, for files that do not say it; None is what the checkpoint says
     threads      of the kernels; None is one for each physical core
-    compute      "f32" for float32 activations, "int8" for quantized ones; "auto" is what suits the checkpoint
+    compute      "f32" for float32 activations, "int16" for quantized ones; "auto" is what suits the checkpoint
     chat_format  "v1", "v2", "v3", "v7", or "template"; None is what the checkpoint wants
 
     Raises CheckpointError, ConfigError, TokenizerError, ChatError or DownloadError, which say what was found and what

@@ -29,6 +29,8 @@ def test_choose_prefers_safetensors_to_a_pickle():
     both = {"params.json", "consolidated.00.pth", "consolidated.safetensors"}
     assert "consolidated.00.pth" not in choose(both, repo="r")
     assert "consolidated.00.pth" in choose({"params.json", "consolidated.00.pth"}, repo="r")
+    old = {"config.json", "pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json"}
+    assert set(choose(old | {"training_args.bin"}, repo="r")) == old
 
 
 @pytest.mark.parametrize(

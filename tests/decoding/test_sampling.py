@@ -14,9 +14,8 @@ from ventoux.decoding import History, Sampled, SamplingParams, sample
 from ventoux.decoding.sampling import Float32, candidates
 from ventoux.errors import GenerationError
 
-logit_arrays = arrays(
-    np.float32, st.integers(1, 40), elements=st.floats(-30, 30, width=16), unique=True
-)  # unique: transformers breaks ties by the order of its sort, we keep both
+# on a grid and unique: transformers breaks ties by the order of its sort, we keep both
+logit_arrays = arrays(np.float32, st.integers(1, 40), elements=st.integers(-240, 240).map(lambda n: n / 8), unique=True)
 
 
 def draw(logits: Any, *, seed: int = 0, history: History | None = None, **params: Any) -> Sampled:
@@ -147,6 +146,16 @@ def test_a_token_of_probability_zero_is_never_chosen(
     chosen = draw(logits, temperature=temperature, top_p=top_p, seed=seed).id
     assert logits[chosen] > -np.inf
     np.testing.assert_array_equal(logits, before)
+
+
+def test_not_even_when_the_draw_is_zero() -> None:
+    class Lowest(np.random.Generator):
+        def random(self, *_: Any) -> float:  # type: ignore[override]
+            return 0.0
+
+    logits = np.array([-np.inf, 1.0, 2.0], np.float32)
+    lowest = Lowest(np.random.PCG64(0))
+    assert sample(logits, SamplingParams(), rng=lowest, history=History()).id == 1
 
 
 @settings(deadline=None)

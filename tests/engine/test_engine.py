@@ -140,6 +140,9 @@ def test_facts_22_an_unfinished_character_comes_out_at_the_end() -> None:
     events = alone(Request([BOS], SamplingParams(temperature=0, max_tokens=3)), backend)
     assert [event.text for event in events] == ["a", "", "", "\N{REPLACEMENT CHARACTER}"]
     assert end(events).reason == "length"
+    stopped = SamplingParams(temperature=0, max_tokens=3, stop=("\N{REPLACEMENT CHARACTER}",))
+    events = alone(Request([BOS], stopped), backend)
+    assert (text(events), end(events).reason) == ("a", "stop")
 
 
 def test_an_answer_may_begin_within_a_character_of_the_prompt() -> None:

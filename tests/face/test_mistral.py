@@ -92,10 +92,12 @@ def test_facts_26_who_leaves_a_stream_frees_its_cache() -> None:
 def test_facts_26_a_stream_closed_within_a_step_frees_its_cache_after_it() -> None:
     """As the garbage collector may do, which runs anywhere: it must neither wait for ever nor upset the step."""
     streams: list[Any] = []
+    held: list[int] = []
 
     def row(ids: list[int]) -> Float32:
         if streams and len(ids) > 6:
             streams.pop().close()
+        held.append(len(backend.cache.sequences))
         return hashed(ids)
 
     backend = ToyBackend(row)
@@ -104,6 +106,7 @@ def test_facts_26_a_stream_closed_within_a_step_frees_its_cache_after_it() -> No
     next(streams[0])
     answer = model.generate("d", **ENDLESS)
     assert not streams
+    assert (max(held), held[-1]) == (2, 1)
     assert answer == toy().generate("d", **ENDLESS)
     assert not backend.cache.sequences
 

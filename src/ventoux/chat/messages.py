@@ -118,7 +118,7 @@ def _parts(index: int, content: Any, *, optional: bool) -> tuple[str, ...]:
     if content is None and optional:
         return ()
     if isinstance(content, str):
-        return (content,)
+        return (content,) if content else ()
     if not isinstance(content, list | tuple):
         found = "none" if content is None else type(content).__name__
         fail(index, f'expected content, a string or a list of {{"type": "text", "text": ...}}, found {found}')

@@ -41,16 +41,20 @@ def encode(
     _check(turns, version, bool(tools))
     system = _system_prompt(turns)
     turns = _merged(turns, version)
+    control = _Control(tokenizer, version)
     writer = _Writer(
         tokenizer,
         version,
+        control,
         tools=_json(parse_tools(tools)) if tools else None,
         system=None if version == "v7" else system,
         first_user=next((i for i, turn in enumerate(turns) if turn.role == "user"), -1),
         last_user=max((i for i, turn in enumerate(turns) if turn.role == "user"), default=-1),
     )
-    ids = [writer.bos]
+    ids = [control.bos]
     for position, turn in enumerate(turns):
+        if version == "v2" and writer.last_user < position and turn.role == turns[position - 1].role == "tool":
+            fail(turn.index, "expected one tool result, found several in a row, which v2 has no way to write")
         ids += writer.write(position, turn)
     return ids
 
@@ -84,8 +88,8 @@ def _check(turns: Sequence[Turn], version: str, tools: bool) -> None:
 def _check_turn(turn: Turn, version: str, *, last: bool) -> None:
     if turn.prefix and not last:
         fail(turn.index, "expected an assistant's prefix to be the last message, found more messages behind it")
-    if turn.role == "assistant" and version != "v7" and bool(turn.text) == bool(turn.calls):
-        fail(turn.index, f"expected content or tool_calls, found {'both' if turn.text else 'neither'}")
+    if turn.role == "assistant" and version != "v7" and bool(turn.parts) == bool(turn.calls):
+        fail(turn.index, f"expected content or tool_calls, found {'both' if turn.parts else 'neither'}")
     if version in ("v1", "v2"):
         return
     for call_id in [call.id for call in turn.calls] + ([turn.call_id] if turn.role == "tool" else []):
@@ -111,7 +115,7 @@ def _check_answers(turns: Sequence[Turn]) -> None:
 
 
 def _system_prompt(turns: Sequence[Turn]) -> str | None:
-    return "\n\n".join(turn.text for turn in turns if turn.role == "system" and any(turn.parts)) or None
+    return "\n\n".join(turn.text for turn in turns if turn.role == "system" and turn.parts) or None
 
 
 def _merged(turns: Sequence[Turn], version: str) -> list[Turn]:
@@ -124,7 +128,7 @@ def _merged(turns: Sequence[Turn], version: str) -> list[Turn]:
         elif role != "system":
             merged.append(_joined(run, version))
     if version != "v7" and (not merged or merged[0].role != "user"):
-        merged.insert(0, Turn(0, "user", ("",)))
+        merged.insert(0, Turn(0, "user", ()))
     return merged
 
 
@@ -175,18 +179,11 @@ class _Writer:
 
     tokenizer: Tokenizer
     version: str
+    control: _Control
     tools: str | None
     system: str | None
     first_user: int
     last_user: int
-
-    @property
-    def bos(self) -> int:
-        return self.control.bos
-
-    @property
-    def control(self) -> _Control:
-        return _Control(self.tokenizer, self.version)
 
     def write(self, position: int, turn: Turn) -> list[int]:
         if turn.role == "user":
@@ -202,9 +199,10 @@ class _Writer:
         text = f"{self.system}\n\n{turn.text}" if self.system and takes_system else turn.text
         if self.version == "v1":
             return self.tokenizer.encode(f"[INST] {text} [/INST]")
-        offered = self.tools is not None and position == self.last_user
-        tools = self._between("[AVAILABLE_TOOLS]", self.tools or "") if offered else []
-        return tools + self._between("[INST]", text)
+        ids = self._between("[INST]", text)
+        if self.tools is not None and position == self.last_user:
+            return self._between("[AVAILABLE_TOOLS]", self.tools) + ids
+        return ids
 
     def _assistant(self, position: int, turn: Turn) -> list[int]:
         ids: list[int] = []

@@ -235,8 +235,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         joints = [str(separator)] * len(values)  # one for each value: the first place has none to its left
         return self._concat([part for pair in zip(["", *joints], values, strict=False) for part in pair])
 
-    def _replace(self, text: Any, old: str, new: str, count: int | None = None) -> str:
-        text = str(text)
+    def _replace(self, value: Any, old: str, new: str, count: int | None = None) -> str:
+        text = str(value)
         if len(text) + text.count(old) * len(new) > MAX_TEXT:
             self.stop(f"it makes a text of more than {MAX_TEXT} characters")
         return text.replace(old, new, -1 if count is None else count)

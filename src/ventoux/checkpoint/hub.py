@@ -65,9 +65,8 @@ def choose(listing: Iterable[str], *, repo: str, file: str | None = None) -> lis
             raise DownloadError(f"{repo} has no file {file}; its .gguf files: {listed(ggufs(names))}")
         return [file]
     described = [n for n in names if n in DESCRIPTIONS or n.startswith(("tokenizer.model", "tekken"))]
-    weights = [n for n in names if n.startswith("model") and n.endswith((".safetensors", ".safetensors.index.json"))]
-    raw = [n for n in names if n.startswith("consolidated") and n.endswith((".safetensors", ".index.json"))]
-    raw = raw or [n for n in names if n.startswith("consolidated") and n.endswith(".pth")]
+    weights = weights_of("model", names) or weights_of("pytorch_model", names)
+    raw = weights_of("consolidated", names)
     if "config.json" in names and weights:
         return [n for n in described if n != "params.json"] + weights
     if "params.json" in names and raw:
@@ -77,9 +76,16 @@ def choose(listing: Iterable[str], *, repo: str, file: str | None = None) -> lis
     if ggufs(names):
         raise DownloadError(f"{repo} has several models; choose one as {repo}:FILE out of {listed(ggufs(names))}")
     raise DownloadError(
-        f"{repo} has no checkpoint that Ventoux reads: expected config.json with model*.safetensors,"
-        f" params.json with consolidated*, or a .gguf file; found {listed(names)}"
+        f"{repo} has no checkpoint that Ventoux reads: expected config.json with model.safetensors,"
+        f" params.json with consolidated.safetensors, or a .gguf file; found {listed(names)}"
     )
+
+
+def weights_of(stem: str, names: list[str]) -> list[str]:
+    """The files of one set of weights and its index: safetensors where there are any, else pickles, never both."""
+    ours = [name for name in names if name.startswith(stem)]
+    modern = [name for name in ours if name.endswith((".safetensors", ".safetensors.index.json"))]
+    return modern or [name for name in ours if name.endswith((".pth", ".bin", ".bin.index.json"))]
 
 
 def ggufs(names: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from ventoux.mapped import map_file
 from ventoux.quant import row_bytes
 
 DTYPES = ("F32", "F16", "BF16")  # spelled as the block formats of the same numbers
+TENSORS = 1 << 16
 
 
 def read(path: Path) -> list[Stored]:
@@ -31,6 +32,8 @@ def read(path: Path) -> list[Stored]:
         )
     header = strict_json.parse(data[8 : 8 + length].tobytes(), source=f"{path}: the header")
     header.pop("__metadata__", None)
+    if len(header) > TENSORS:
+        raise CheckpointError(f"{path}: the header has {len(header)} tensors, more than the {TENSORS} that are allowed")
     body = data[8 + length :]
     tensors, extents = [], []
     for name, entry in header.items():
@@ -54,14 +57,14 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[str, tuple[int, ...], int
     if dtype not in DTYPES:
         raise damaged(path, name, f"expected a dtype of {', '.join(DTYPES)}, found {shown(dtype)}")
     for key, value in (("shape", shape), ("data_offsets", offsets)):
-        if (
-            not isinstance(value, list)
-            or len(value) > 8
-            or any(type(n) is not int or not 0 <= n < 1 << 48 for n in value)
-        ):
+        if not _are_sizes(value):
             raise damaged(path, name, f"{key} is not a short list of sizes")
     if len(offsets) != 2:
         raise damaged(path, name, f"data_offsets has {len(offsets)} numbers, not 2")
     if 0 in shape:
         raise damaged(path, name, f"impossible shape {tuple(shape)}")
     return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and len(value) <= 8 and all(type(n) is int and 0 <= n < 1 << 48 for n in value)

@@ -24,7 +24,7 @@ def gather(model: Mistral) -> dict[str, Any]:
     files, config, backend = model.checkpoint, model.config, model.backend
     assert files is not None
     assert isinstance(backend, cpu.Backend)
-    kv_itemsize = 2 if backend.compute == "int8" else 4  # the cache is fp16 or fp32
+    kv_itemsize = 2 if backend.compute == "int16" else 4  # the cache is fp16 or fp32
     tensors: dict[str, dict[str, int]] = {}
     counts = Counter(tensor.format for tensor in files.tensors.values())
     for format, count in counts.most_common():

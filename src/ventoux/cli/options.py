@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from ventoux.model import Mistral
 
-MODEL_HELP = "folder, .gguf file, alias or hub id (default: the default model)"
+MODEL_HELP = "folder, .gguf file, alias or hub id (default: SmolLM2-135M-Instruct)"
 SAMPLING = {
     "max_tokens": (int, "N", "tokens at most (default: up to the end of the context)"),
     "temperature": (float, "X", "0 always takes the likeliest token (default: 0.7)"),
@@ -43,9 +43,9 @@ def model_flags() -> ArgumentParser:
     group.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     group.add_argument(
         "--compute",
-        choices=["auto", "int8", "f32"],
+        choices=["auto", "int16", "f32"],
         default="auto",
-        help="int8 quantizes activations, f32 does not; auto is what suits the checkpoint (default)",
+        help="int16 rounds activations to 16 bits, f32 does not; auto is what suits the checkpoint (default)",
     )
     return flags
 

@@ -171,9 +171,10 @@ def _refuse_other_models(keys: Keys) -> None:
     keys.must_be("hidden_act", "silu")
     if keys.take("quantization_config") is not None:
         keys.fail("quantization_config", "checkpoints quantized by transformers are not read; use a GGUF file")
-    for key in ("attention_bias", "mlp_bias", "is_decoder", "is_encoder_decoder", "add_cross_attention"):
-        keys.must_be(key, False)
-    for key in ("rope_interleaved", "tie_encoder_decoder"):
+    keys.must_be("attention_bias", False)
+    keys.must_be("mlp_bias", False)
+    keys.must_be("rope_interleaved", False)
+    for key in ("is_decoder", "is_encoder_decoder", "add_cross_attention", "tie_encoder_decoder"):
         keys.must_be(key, False)
     keys.must_be("pruned_heads", {})
     architectures = keys.left.get("architectures") or ["MistralForCausalLM"]

@@ -73,7 +73,7 @@ class Keys:
 
     def finish(self, harmless: Collection[str]) -> None:
         """Every key must have been taken, or be known not to matter."""
-        if extra := sorted(str(key) for key in self.left if key not in harmless):
+        if extra := sorted(shown(key) for key in self.left if key not in harmless):
             raise ConfigError(
                 f"{self.source}: unknown key(s) {', '.join(extra[:8])}: they may change the model, so it is not run"
                 " without knowing them; remove them if they do not"

@@ -10,14 +10,14 @@ from typing import Literal
 
 import numpy as np
 
-from ventoux.batch import Batch, Float32, Int32
+from ventoux.batch import Batch, Cache, Float32, Int32
 from ventoux.checkpoint.tensor import Tensor
 from ventoux.config import ModelConfig
 from ventoux.cpu import _kernels
 from ventoux.cpu.machine import isa, physical_cores
 from ventoux.errors import VentouxError
 
-Compute = Literal["auto", "int8", "f32"]
+Compute = Literal["auto", "int16", "f32"]
 
 # Formats whose weights are numbers, not blocks: they are always multiplied in fp32.
 FLOAT_FORMATS = ("F32", "F16", "BF16")
@@ -38,9 +38,10 @@ class Layer:
 class Backend:
     """A model whose weights are packed for this machine.
 
-    `compute` says how block formats are multiplied: "int8" rounds the activations to int8 in groups (fast; the KV
-    cache is then kept in fp16), "f32" does not (exact: what the tests compare; KV cache in fp32), and "auto" is int8
-    for a checkpoint that has block formats and f32 for one that has none.
+    `compute` says how block formats are multiplied: "int16" rounds activations to 16 bits in groups of 32 (fast, and
+    within a millionth of a nat of exact; the KV cache is then kept in fp16), "f32" does not round (for tests and
+    comparisons; KV cache in fp32), and "auto" is int16 for a checkpoint that has block formats and f32 for one that
+    has none.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Backend:
             raise VentouxError(f"threads must be at least 1, found {threads}")
         blocks = any(t.format not in FLOAT_FORMATS for t in tensors.values())
         self.config = config
-        self.compute: Literal["int8", "f32"] = "int8" if compute == "int8" or (compute == "auto" and blocks) else "f32"
+        self.compute: Literal["int16", "f32"] = "int16" if compute == "int16" or (compute == "auto" and blocks) else "f32"
         self._pool = _kernels.Pool(threads or physical_cores(), isa())
         self._lock = threading.Lock()  # kernels share the pool's memory: one forward at a time
         self._embedding = tensors["embed_tokens.weight"]
@@ -79,12 +80,13 @@ class Backend:
         layers = [w for layer in self._layers for w in (*layer.qkv, layer.o, *layer.gate_up, layer.down)]
         return self._head.nbytes + sum(w.nbytes for w in layers)
 
-    def new_cache(self) -> _kernels.Cache:
+    def new_cache(self) -> Cache:
         c = self.config
-        return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, half=self.compute == "int8")
+        return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, half=self.compute == "int16")
 
-    def forward(self, batch: Batch, cache: _kernels.Cache) -> Float32:
+    def forward(self, batch: Batch, cache: Cache) -> Float32:
         """Run the batch, advance the cache -> logits [rows asked for, vocab_size] float32."""
+        assert isinstance(cache, _kernels.Cache), "a cache of this backend's new_cache()"
         with self._lock:
             return self._forward(batch, cache)
 
@@ -119,7 +121,7 @@ class Backend:
         _kernels.rms_norm(self._pool, x, weight, self.config.rms_norm_eps, out)
 
     def _linear(self, x: Float32, weights: list[_kernels.Weight], outs: list[Float32], *, add: bool = False) -> None:
-        _kernels.linear(self._pool, x, weights, outs, add, self.compute == "int8")
+        _kernels.linear(self._pool, x, weights, outs, add, self.compute == "int16")
 
     def _array(self, name: str, rows: int, columns: int) -> Float32:
         """Memory that is kept from step to step: fresh pages would be zeroed by the kernel each time."""

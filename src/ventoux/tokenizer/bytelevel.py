@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from ventoux.errors import TokenizerError
 from ventoux.tokenizer.huggingface import ByteLevelTokenizer
-from ventoux.tokenizer.stream import Specials, reading
+from ventoux.tokenizer.specials import gguf_specials
+from ventoux.tokenizer.stream import reading
 from ventoux.tokenizer.version import mistral_version
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _CONTROL, _USER_DEFINED = 3, 4  # of GGUF's token types
 
 # How text is split into words before any merge: each pattern splits what the one before it left in one piece.
-# Source: llama.cpp, src/llama-vocab.cpp; tekken's is the pattern of tekken.json, which llama.cpp rewrites for its engine.
+# Source: llama.cpp, src/llama-vocab.cpp; tekken's is that of tekken.json, which llama.cpp rewrites for its engine.
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _SPACES
@@ -34,18 +35,14 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "llama-v3": (_LLAMA3,),
     "tekken": (_TEKKEN,),
 }
-_WHOLE_WORDS = {
-    "llama-bpe",
-    "llama3",
-    "llama-v3",
-    "tekken",
-}  # a word that is a token stays whole; prompts begin with a BOS
+# Where a word that is a token stays whole whatever the merges say, and prompts begin with a BOS.
+_WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "tekken"}
 
 
 def from_gguf(metadata: Mapping[str, Any], source: str | Path) -> ByteLevelTokenizer:
     """The vocabulary of a GGUF file; a pre-tokenizer that is not in PATTERNS is refused, since ids would be wrong."""
     pre = metadata.get("tokenizer.ggml.pre", "default")
-    if pre not in PATTERNS:
+    if not isinstance(pre, str) or pre not in PATTERNS:
         raise TokenizerError(f"{source}: tokenizer.ggml.pre: expected one of {sorted(PATTERNS)}, found {pre!r}")
     with reading(source):
         pieces: list[str] = metadata["tokenizer.ggml.tokens"]
@@ -58,11 +55,12 @@ def from_gguf(metadata: Mapping[str, Any], source: str | Path) -> ByteLevelToken
             vocab.pop(piece, None)
         merges = [(left, right) for left, _, right in (m.partition(" ") for m in metadata["tokenizer.ggml.merges"])]
         model = _model(vocab, merges, pre=pre, literal=literal.values())
-    specials = Specials(
+    specials = gguf_specials(
+        metadata,
+        source,
         control=control,
-        bos_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos_id=metadata.get("tokenizer.ggml.eos_token_id"),
-        adds_bos=metadata.get("tokenizer.ggml.add_bos_token", pre in _WHOLE_WORDS),
+        vocab_size=len(pieces),
+        adds_bos=pre in _WHOLE_WORDS,
         version=mistral_version(pieces),
     )
     return ByteLevelTokenizer(model, specials, pieces=pieces, literal=literal.keys())

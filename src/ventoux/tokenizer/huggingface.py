@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ventoux.errors import TokenizerError
-from ventoux.tokenizer.stream import PieceTokenizer, Specials, reading
+from ventoux.tokenizer.specials import Specials
+from ventoux.tokenizer.stream import PieceTokenizer, reading
 from ventoux.tokenizer.version import mistral_version
 
 if TYPE_CHECKING:
     import tokenizers
 
+_MAX_ID = 1 << 22  # the largest vocabularies in use have 262,144 tokens
 _BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 
 
@@ -97,29 +99,37 @@ def load_json(path: Path) -> PieceTokenizer:
 
     with reading(path):
         model = Tokenizer.from_str(path.read_text("utf-8"))
-    kind = type(model.model).__name__
-    if kind != "BPE":
-        raise TokenizerError(f"{path}: expected a tokenizer of type BPE, found {kind}, which Ventoux does not read")
-    model.encode_special_tokens = True
-    model.no_truncation()
-    model.no_padding()
-    added = model.get_added_tokens_decoder()
-    vocab = model.get_vocab(with_added_tokens=True)
-    pieces = [""] * (max(vocab.values(), default=-1) + 1)
+        kind = type(model.model).__name__
+        if kind != "BPE":
+            raise TokenizerError(f"{path}: expected a tokenizer of type BPE, found {kind}, which Ventoux does not read")
+        model.encode_special_tokens = True
+        model.no_truncation()
+        model.no_padding()
+        pieces = _pieces(model, path)
+        added = model.get_added_tokens_decoder()
+        control = {token.content: token_id for token_id, token in added.items() if token.special}
+        literal = {token_id for token_id, token in added.items() if not token.special}
+        specials = _specials(model, control, mistral_version(pieces), _beside(path))
+        parts = _decoder_parts(model)
+        if "ByteLevel" in parts:
+            return ByteLevelTokenizer(model, specials, pieces=pieces, literal=literal)
+        if parts & {"ByteFallback", "Metaspace"}:
+            return ByteFallbackTokenizer(model, specials, pieces=pieces, literal=literal)
+        raise TokenizerError(
+            f"{path}: expected a decoder of type ByteLevel, ByteFallback or Metaspace, found"
+            f" {sorted(parts) or 'none'}, which Ventoux does not read"
+        )
+
+
+def _pieces(model: "tokenizers.Tokenizer", path: Path) -> list[str]:
+    vocab: dict[str, int] = model.get_vocab(with_added_tokens=True)
+    size = max(vocab.values(), default=-1) + 1
+    if size > _MAX_ID:
+        raise TokenizerError(f"{path}: expected ids below {_MAX_ID}, found {size - 1}")
+    pieces = [""] * size
     for piece, token_id in vocab.items():
         pieces[token_id] = piece
-    control = {token.content: token_id for token_id, token in added.items() if token.special}
-    specials = _specials(model, control, mistral_version(pieces), _beside(path))
-    literal = {token_id for token_id, token in added.items() if not token.special}
-    parts = _decoder_parts(model)
-    if "ByteLevel" in parts:
-        return ByteLevelTokenizer(model, specials, pieces=pieces, literal=literal)
-    if parts & {"ByteFallback", "Metaspace"}:
-        return ByteFallbackTokenizer(model, specials, pieces=pieces, literal=literal)
-    raise TokenizerError(
-        f"{path}: expected a decoder of type ByteLevel, ByteFallback or Metaspace, found {sorted(parts) or 'none'},"
-        " which Ventoux does not read"
-    )
+    return pieces
 
 
 def _decoder_parts(model: "tokenizers.Tokenizer") -> set[str]:

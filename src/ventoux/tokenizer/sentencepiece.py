@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ventoux.errors import TokenizerError
-from ventoux.tokenizer.stream import PieceTokenizer, Specials, reading
+from ventoux.tokenizer.specials import Specials, gguf_specials
+from ventoux.tokenizer.stream import PieceTokenizer, reading
 from ventoux.tokenizer.version import mistral_version
 
 if TYPE_CHECKING:
@@ -45,55 +45,49 @@ class SentencePieceTokenizer(PieceTokenizer):
 
 def load_model(path: Path) -> SentencePieceTokenizer:
     """A tokenizer.model file. `.v3` at the end of its name tells the version, otherwise the pieces do."""
-    model = _processor(path.read_bytes(), path)
-    suffix = re.fullmatch(r"\.(v\d+)(m\d+)?", path.suffix)
-    specials = _specials(model, version=suffix[1] if suffix else None)
-    return SentencePieceTokenizer(model, specials)
+    with reading(path):
+        model, pieces = _processor(path.read_bytes())
+        suffix = re.fullmatch(r"\.(v\d+)(m\d+)?", path.suffix)
+        specials = Specials(
+            control=_control(model, pieces),
+            bos_id=_present(model.bos_id()),
+            eos_id=_present(model.eos_id()),
+            adds_bos=True,
+            version=suffix[1] if suffix else mistral_version(pieces),
+        )
+        return SentencePieceTokenizer(model, specials)
 
 
 def from_gguf(metadata: Mapping[str, Any], source: str | Path) -> SentencePieceTokenizer:
     """The vocabulary of a GGUF file whose `tokenizer.ggml.model` is "llama"."""
     with reading(source):
-        model = _processor(_model_proto(metadata), source)
-    return SentencePieceTokenizer(
-        model,
-        _specials(
-            model,
-            bos_id=metadata.get("tokenizer.ggml.bos_token_id"),
-            eos_id=metadata.get("tokenizer.ggml.eos_token_id"),
-            adds_bos=metadata.get("tokenizer.ggml.add_bos_token", True),
-        ),
-    )
+        model, pieces = _processor(_model_proto(metadata))
+        by_name = {"bos": _present(model.bos_id()), "eos": _present(model.eos_id())}  # for files that do not say
+        specials = gguf_specials(
+            {**{f"tokenizer.ggml.{name}_token_id": token_id for name, token_id in by_name.items()}, **metadata},
+            source,
+            control=_control(model, pieces),
+            vocab_size=len(pieces),
+            adds_bos=True,
+            version=mistral_version(pieces),
+        )
+        return SentencePieceTokenizer(model, specials)
 
 
-def _processor(proto: bytes, source: str | Path) -> "SentencePieceProcessor":
+def _processor(proto: bytes) -> tuple["SentencePieceProcessor", list[str]]:
+    """The library's model, and its pieces in order of id."""
     from sentencepiece import SentencePieceProcessor
 
-    with reading(source):
-        model = SentencePieceProcessor()
-        model.load_from_serialized_proto(proto)
-        if model.get_piece_size() == 0:
-            raise TokenizerError(f"{source}: expected a sentencepiece model, found one without pieces")
-    return model
+    model = SentencePieceProcessor()
+    model.load_from_serialized_proto(proto)
+    pieces = [model.id_to_piece(i) for i in range(model.get_piece_size())]
+    if not pieces:
+        raise ValueError("it has no pieces")
+    return model, pieces
 
 
-def _specials(
-    model: "SentencePieceProcessor",
-    *,
-    version: str | None = None,
-    bos_id: int | None = None,
-    eos_id: int | None = None,
-    adds_bos: bool = True,
-) -> Specials:
-    size = model.get_piece_size()
-    pieces = [model.id_to_piece(i) for i in range(size)]
-    return Specials(
-        control={piece: i for i, piece in enumerate(pieces) if model.is_control(i)},
-        bos_id=_present(model.bos_id()) if bos_id is None else bos_id,
-        eos_id=_present(model.eos_id()) if eos_id is None else eos_id,
-        adds_bos=adds_bos,
-        version=version or mistral_version(pieces),
-    )
+def _control(model: "SentencePieceProcessor", pieces: Sequence[str]) -> dict[str, int]:
+    return {piece: i for i, piece in enumerate(pieces) if model.is_control(i)}
 
 
 def _present(token_id: int) -> int | None:

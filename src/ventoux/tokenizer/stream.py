@@ -3,28 +3,14 @@
 import codecs
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from ventoux.errors import TokenizerError
+from ventoux.tokenizer.specials import Specials
 
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
-
-
-@dataclass(frozen=True)
-class Specials:
-    """Ids that text never turns into.
-
-    `adds_bos` says whether this model's prompts begin with the BOS: SmolLM2's file names one and puts none.
-    """
-
-    control: Mapping[str, int]
-    bos_id: int | None
-    eos_id: int | None
-    adds_bos: bool
-    version: str | None
 
 
 class PieceTokenizer(ABC):
@@ -68,7 +54,12 @@ class PieceTokenizer(ABC):
                 f"expected text, found half a surrogate pair ({text[error.start]!a}) at character {error.start};"
                 " decode the input as UTF-8 first"
             ) from None
-        ids = self._cut(text)
+        try:
+            ids = self._cut(text)
+        except TokenizerError:
+            raise
+        except Exception as error:  # what the library says of a vocabulary that lacks what the text needs
+            raise TokenizerError(f"this tokenizer cannot write the text as ids: {error}") from error
         if bos and self.specials.adds_bos and self.bos_id is not None:
             ids.insert(0, self.bos_id)
         if eos:

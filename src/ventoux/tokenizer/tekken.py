@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ventoux.errors import TokenizerError
-from ventoux.tokenizer.stream import PieceTokenizer, Specials, reading
+from ventoux.tokenizer.specials import Specials
+from ventoux.tokenizer.stream import PieceTokenizer, reading
 
 if TYPE_CHECKING:
     from tiktoken import Encoding
@@ -18,6 +19,7 @@ _EARLY_CONTROL = (
     *("[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]"),
     *("[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]"),
 )
+_MAX_CONTROL = 1 << 16  # files in use reserve 1000
 
 
 class TekkenTokenizer(PieceTokenizer):
@@ -44,7 +46,9 @@ def load_tekken(path: Path) -> TekkenTokenizer:
         config = data["config"]
         names = _control_names(data, count=config["default_num_special_tokens"], path=path)
         size = config["default_vocab_size"] - len(names)
-        vocab = data["vocab"]
+        vocab, version = data["vocab"], config["version"]
+        if not isinstance(version, str):
+            raise TokenizerError(f"{path}: expected config.version to be a string, found {version!r}")
         if not 256 <= size <= len(vocab):
             raise TokenizerError(f"{path}: expected 256 to {len(vocab)} tokens beside the control tokens, found {size}")
         ranks = {base64.b64decode(entry["token_bytes"]): rank for rank, entry in enumerate(vocab[:size])}
@@ -52,15 +56,18 @@ def load_tekken(path: Path) -> TekkenTokenizer:
             raise TokenizerError(f"{path}: expected the 256 bytes first and no token twice; fetch the file again")
         encoding = Encoding("tekken", pat_str=config["pattern"], mergeable_ranks=ranks, special_tokens={})
         control = {name: i for i, name in enumerate(names)}
-        specials = Specials(control, control.get("<s>"), control.get("</s>"), True, config["version"])
+        specials = Specials(control, control.get("<s>"), control.get("</s>"), True, version)
         return TekkenTokenizer(encoding, specials)
 
 
 def _control_names(data: dict[str, Any], *, count: int, path: Path) -> list[str]:
     listed = data.get("special_tokens")
-    names = (
-        list(_EARLY_CONTROL) if listed is None else [t["token_str"] for t in sorted(listed, key=lambda t: t["rank"])]
-    )
-    if len(names) > count or len(set(names)) != len(names):
-        raise TokenizerError(f"{path}: expected at most {count} control tokens, each once, found {len(names)}")
+    names = list(_EARLY_CONTROL)
+    if listed is not None:
+        names = [token["token_str"] for token in sorted(listed, key=lambda token: token["rank"])]
+    if not len(set(names)) == len(names) <= count <= _MAX_CONTROL:
+        raise TokenizerError(
+            f"{path}: expected default_num_special_tokens to be from {len(names)} to {_MAX_CONTROL}, and each control"
+            f" token once, found {count} for {len(set(names))} names"
+        )
     return names + [f"<SPECIAL_{i}>" for i in range(len(names), count)]

@@ -19,18 +19,21 @@ struct Matrix {
   const uint8_t* data;
 };
 
-// Columns that share an activation scale when activations are quantized to int8 for this format; 0 for float formats.
+// Columns that share an activation scale when activations are quantized for this format; 0 for float formats.
 constexpr int activation_group(Format f) { return f <= Format::BF16 ? 0 : f == Format::Q6_K ? 16 : 32; }
 
-// Activations [rows, columns] regrouped for a kernel: tiles of a few rows in which neighbouring rows are neighbouring
+// Activations [T, columns] regrouped for a kernel: tiles of a few rows in which neighbouring rows are neighbouring
 // scalars, so that a broadcast load follows the last one. Plain rows 4,096 bytes apart would share their L1 sets.
-//   float: x      [tile][column][row of the tile]
-//   int8:  quads  [tile][group][column / 4][row of the tile], four int8 in an int32
-//          scale  [tile][group][row of the tile]
-//          sum    [tile][group][row of the tile], scale * (sum of the group's int8): what a weight's minimum multiplies
+//   float:     x      [tile][column][row of the tile]
+//   quantized: quads  [tile][group][column / 4][row of the tile], four int8 in an int32
+//              scale  [tile][group][row of the tile]
+//              sum    [tile][group][row of the tile], scale * (sum of the group's int8): what a weight's minimum multiplies
 // A tile that starts at row m starts at offset m * (a row's length) in each array.
+//
+// A quantized token has 16 bits: it is two rows of int8, x = (255 high + low) * scale, whose products are added in the end.
+// One row of int8 is not enough: on the default model it costs 0.5% of perplexity, and Paris (docs/performance.md).
 struct Activations {
-  int rows, columns, group;
+  int rows, columns, group;  // rows: T, or 2 T when quantized
   float* x;
   int32_t* quads;
   float *scale, *sum;
@@ -62,7 +65,7 @@ static inline size_t head_bytes(const AttentionShape& s, int slots) {
 
 struct Kernels {
   const char* name;
-  // Regroups rows [row0, row1) of x [rows, columns] into `to`; row0 is a multiple of the widest tile.
+  // Regroups rows [row0, row1) of x into `to`, counted as `to` does; row0 is a multiple of the widest tile.
   void (*regroup)(const float* x, const Activations& to, int row0, int row1);
   // y[:, 16 * panel ...] (+)= x . w for panels [panel0, panel1); y has w.rows columns. `scratch`: kScratchBytes.
   void (*linear)(const Matrix& w, const Activations& x, float* y, bool add, int panel0, int panel1, uint8_t* scratch);
@@ -78,8 +81,9 @@ struct Kernels {
                  const uint8_t* chunk_keys, const uint8_t* chunk_values, float* out, float* scores);
 };
 
-constexpr int kWidestTile = 12;               // rows; regrouping splits its work at multiples of it
-constexpr size_t kScratchBytes = 64 * 1024;   // for a thread: unpacked weights, in L1 and L2
+constexpr int kTerms = 2;                    // rows of int8 for a quantized token
+constexpr int kWidestTile = 12;              // rows; regrouping splits its work at multiples of it
+constexpr size_t kScratchBytes = 64 * 1024;  // for a thread: unpacked weights, in L1 and L2
 
 extern const Kernels kPortable;
 #ifdef VENTOUX_X86

@@ -38,27 +38,33 @@ inline void finish(float* y, int lanes, bool add_to, Floats sum) {
   for (int i = 0; i < lanes; i++) y[i] = add_to ? y[i] + all[i] : all[i];
 }
 
-// --- int8 activations ---
+// --- quantized activations ---
 
 inline Floats add_group(Floats sum, Floats dot, Floats scale, Floats min, float x_scale, float x_sum) {
   return fnma(min, splat(x_sum), fma(dot, mul(scale, splat(x_scale)), sum));
 }
 
 template <Format f>
-inline void int8_row(const Matrix& w, const Activations& x, float* y, bool add_to, int panel) {
+inline void quantized_row(const Matrix& w, const Activations& x, float* y, bool add_to, int panel) {
   constexpr Layout l = layout(f);
   const int groups = w.columns / l.group;
   const uint8_t* data = w.data + size_t(panel) * w.panel_bytes;
-  Floats sum = splat(0);
+  Floats sum[kTerms] = {splat(0), splat(0)};
   for (int g = 0; g < groups; g++) {
     const Group group = group_at<f>(data, g);
-    const int32_t* quads = x.quads + size_t(g) * l.lines();
-    auto dot = Dot<l.bits>::zero();
+    const int32_t* quads = x.quads + size_t(g) * l.lines() * kTerms;
+    Dot<l.bits> dot[kTerms] = {Dot<l.bits>::zero(), Dot<l.bits>::zero()};
 #pragma GCC unroll 8
-    for (int j = 0; j < l.lines(); j++) dot.add(line_at<f>(group.quants, j), quads[j], j);
-    sum = add_group(sum, dot.total(), group.scale, group.min, x.scale[g], x.sum[g]);
+    for (int j = 0; j < l.lines(); j++) {
+      const Bytes line = line_at<f>(group.quants, j);
+      for (int r = 0; r < kTerms; r++) dot[r].add(line, quads[kTerms * j + r], j);
+    }
+    for (int r = 0; r < kTerms; r++) {
+      const int at = kTerms * g + r;
+      sum[r] = add_group(sum[r], dot[r].total(), group.scale, group.min, x.scale[at], x.sum[at]);
+    }
   }
-  finish(y + size_t(panel) * kPanel, w.rows - panel * kPanel, add_to, sum);
+  finish(y + size_t(panel) * kPanel, w.rows - panel * kPanel, add_to, add(sum[0], sum[1]));
 }
 
 template <Format f>
@@ -74,7 +80,7 @@ inline void unpack_bytes(const uint8_t* panel, int g0, int n, Strip& to) {
 }
 
 template <int kBits, int kLines, int MR>
-inline void int8_tile(const Strip& w, const int32_t* quads, const float* x_scale, const float* x_sum, int n, float* partial,
+inline void quantized_tile(const Strip& w, const int32_t* quads, const float* x_scale, const float* x_sum, int n, float* partial,
                       bool first) {
   Floats sum[MR];
   for (int m = 0; m < MR; m++) sum[m] = first ? splat(0) : load(partial + m * kPanel);
@@ -96,7 +102,7 @@ inline void int8_tile(const Strip& w, const int32_t* quads, const float* x_scale
 }
 
 template <Format f>
-inline void int8_rows(const Matrix& w, const Activations& x, float* y, bool add_to, int panel, int row0, int row1,
+inline void quantized_rows(const Matrix& w, const Activations& x, float* y, bool add_to, int panel, int row0, int row1,
                       Scratch& scratch) {
   constexpr Layout l = layout(f);
   constexpr int step = kStripLines / l.lines();
@@ -108,13 +114,15 @@ inline void int8_rows(const Matrix& w, const Activations& x, float* y, bool add_
     for_each_tile(row0, row1, [&](int m, auto size) {
       constexpr int MR = decltype(size)::value;
       const size_t at = m * groups + size_t(g0) * MR;
-      int8_tile<l.bits, l.lines(), MR>(scratch.strip, x.quads + at * l.lines(), x.scale + at, x.sum + at, n,
+      quantized_tile<l.bits, l.lines(), MR>(scratch.strip, x.quads + at * l.lines(), x.scale + at, x.sum + at, n,
                                        scratch.partial + (m - row0) * kPanel, g0 == 0);
     });
   }
-  for (int m = row0; m < row1; m++)
-    finish(y + size_t(m) * w.rows + size_t(panel) * kPanel, w.rows - panel * kPanel, add_to,
-           load(scratch.partial + (m - row0) * kPanel));
+  for (int m = row0; m < row1; m += kTerms) {
+    const float* partial = scratch.partial + (m - row0) * kPanel;
+    finish(y + size_t(m / kTerms) * w.rows + size_t(panel) * kPanel, w.rows - panel * kPanel, add_to,
+           add(load(partial), load(partial + kPanel)));
+  }
 }
 
 // --- float activations ---
@@ -185,9 +193,9 @@ inline void float_rows(const Matrix& w, const Activations& x, float* y, bool add
 template <Format f>
 inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, Scratch& scratch) {
   constexpr bool blocks = layout(f).bits > 0;
-  if (x.rows == 1 && (x.group > 0 || !blocks)) {
+  if (x.group ? x.rows == kTerms : x.rows == 1 && !blocks) {
     for (int p = panel0; p < panel1; p++) {
-      if constexpr (blocks) int8_row<f>(w, x, y, add_to, p);
+      if constexpr (blocks) quantized_row<f>(w, x, y, add_to, p);
       else float_row<f>(w, x, y, add_to, p);
     }
     return;
@@ -197,7 +205,7 @@ inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_
     for (int p = panel0; p < panel1; p++) {
       if constexpr (blocks) {
         if (x.group) {
-          int8_rows<f>(w, x, y, add_to, p, row0, row1, scratch);
+          quantized_rows<f>(w, x, y, add_to, p, row0, row1, scratch);
           continue;
         }
       }

@@ -20,8 +20,9 @@ void run_parts(Pool& pool, int count, int unit, Work work) {
 
 size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Activations for one group size, in memory from `at` on; moves `at` behind them.
-Activations place(int rows, int columns, int group, uint8_t*& at) {
+// Activations of some tokens for one group size, in memory from `at` on; moves `at` behind them.
+Activations place(int tokens, int columns, int group, uint8_t*& at) {
+  const int rows = group == 0 ? tokens : kTerms * tokens;
   Activations a{rows, columns, group, nullptr, nullptr, nullptr, nullptr};
   const size_t n = size_t(rows) * size_t(columns);
   const auto take = [&](size_t bytes) {
@@ -39,14 +40,15 @@ Activations place(int rows, int columns, int group, uint8_t*& at) {
   return a;
 }
 
-size_t placed_bytes(int rows, int columns, int group) {
-  const size_t n = size_t(rows) * size_t(columns);
-  return group == 0 ? padded(n * 4) : padded(n) + 2 * padded(n / size_t(group) * 4);
+size_t placed_bytes(int tokens, int columns, int group) {
+  const size_t n = size_t(tokens) * size_t(columns), terms = kTerms * n;
+  return group == 0 ? padded(n * 4) : padded(terms) + 2 * padded(terms / size_t(group) * 4);
 }
 
 }  // namespace
 
-void linear(Pool& pool, const float* x, int rows, int columns, const std::vector<Product>& products, bool add, bool quantize) {
+void linear(Pool& pool, const float* x, int tokens, int columns, const std::vector<Product>& products, bool add,
+            bool quantize) {
   const auto group_of = [&](const Product& p) { return quantize ? activation_group(p.weight->format()) : 0; };
   const Kernels& kernels = pool.kernels();
   std::vector<int> groups;
@@ -55,14 +57,14 @@ void linear(Pool& pool, const float* x, int rows, int columns, const std::vector
     const int group = group_of(p);
     if (std::find(groups.begin(), groups.end(), group) != groups.end()) continue;
     groups.push_back(group);
-    bytes += placed_bytes(rows, columns, group);
+    bytes += placed_bytes(tokens, columns, group);
   }
   uint8_t* memory = pool.shared(bytes);
   std::vector<Activations> activations;
   for (int group : groups) {
-    activations.push_back(place(rows, columns, group, memory));
+    activations.push_back(place(tokens, columns, group, memory));
     const Activations& to = activations.back();
-    run_parts(pool, rows, kWidestTile, [&](int first, int last, int) { kernels.regroup(x, to, first, last); });
+    run_parts(pool, to.rows, kWidestTile, [&](int first, int last, int) { kernels.regroup(x, to, first, last); });
   }
 
   // All products in one run: a thread that is done with the first goes on with the second.

@@ -9,14 +9,14 @@
 
 namespace ventoux {
 
-// One of the matrices that are multiplied with the same activations; y is [rows of x, w->rows()].
+// One of the matrices that are multiplied with the same activations; y is [tokens, weight->rows()].
 struct Product {
   const Weight* weight;
   float* y;
 };
 
-// y (+)= x . w for each product. `quantize`: block formats are multiplied with activations rounded to int8.
-void linear(Pool& pool, const float* x, int rows, int columns, const std::vector<Product>& products, bool add, bool quantize);
+// y (+)= x . w for each product, x [tokens, columns]. `quantize`: block formats are multiplied with activations rounded to 16 bits.
+void linear(Pool& pool, const float* x, int tokens, int columns, const std::vector<Product>& products, bool add, bool quantize);
 
 void rms_norm(Pool& pool, const float* x, const float* weight, float eps, int rows, int columns, float* y);
 

@@ -63,23 +63,25 @@ void Pool::run(int tasks, const std::function<void(int, int)>& work) {
     return;
   }
   std::lock_guard<std::mutex> caller(callers_);
+  work_ = &work;
+  tasks_ = tasks;
+  next_ = 0;
+  open_ = true;
   {
-    std::lock_guard<std::mutex> lock(mutex_);
-    work_ = &work;
-    tasks_ = tasks;
-    next_ = 0;
-    busy_ = int(workers_.size());
+    std::lock_guard<std::mutex> lock(mutex_);  // a worker that is about to sleep must not miss the new round
     round_++;
   }
   wake_.notify_all();
-  work_on(0);
-  for (int spins = 0; busy_ > 0; spins++) {
+  take_tasks(0);
+  // Only workers that have begun are waited for: one that lost its core to another program finds the round closed.
+  open_ = false;
+  for (int spins = 0; active_ > 0; spins++) {
     relax();
-    if (spins > 4096) std::this_thread::yield();  // more threads than cores
+    if (spins > 4096) std::this_thread::yield();
   }
 }
 
-void Pool::work_on(int thread) {
+void Pool::take_tasks(int thread) {
   for (int task; (task = next_++) < tasks_;) (*work_)(task, thread);
 }
 
@@ -95,8 +97,9 @@ void Pool::serve(int thread) {
     }
     if (stop_) return;
     seen = round_;
-    work_on(thread);
-    busy_--;
+    active_++;  // before looking whether the round is open: run() closes it before looking who is active
+    if (open_) take_tasks(thread);
+    active_--;
   }
 }
 

@@ -37,7 +37,7 @@ class Pool {
 
  private:
   void serve(int thread);
-  void work_on(int thread);
+  void take_tasks(int thread);
 
   const Kernels* kernels_;
   std::vector<std::thread> workers_;
@@ -47,9 +47,9 @@ class Pool {
   std::condition_variable wake_;
   const std::function<void(int, int)>* work_ = nullptr;
   int tasks_ = 0;
-  std::atomic<int> next_{0}, busy_{0};
+  std::atomic<int> next_{0}, active_{0};
   std::atomic<uint64_t> round_{0};
-  std::atomic<bool> stop_{false};
+  std::atomic<bool> open_{false}, stop_{false};
 };
 
 }  // namespace ventoux

@@ -15,7 +15,7 @@ struct Size {
 // row1 unless the batch ends there: then all threads cut the batch the same way.
 template <class Visit>
 inline void for_each_tile(int row0, int row1, Visit visit) {
-  static_assert(kWidestTile % kTile == 0, "threads would cut differently");
+  static_assert(kWidestTile % kTile == 0 && kTile % kTerms == 0, "threads would cut differently, or split a token");
   int m = row0;
   for (; m + kTile <= row1; m += kTile) visit(m, Size<kTile>());
   if constexpr (kTile > 4)

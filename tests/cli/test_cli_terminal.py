@@ -1,0 +1,161 @@
+"""What only a process of its own shows: signals, pipes, terminals, exit statuses, what gets imported."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ventoux.checkpoint import pull
+from ventoux.cli.chat import split_complete
+
+READY = r"\x1b\[\?2004h"  # prompt_toolkit wants pastes to be marked: it reads keys now
+COMMAND = [sys.executable, "-m", "ventoux"]
+
+
+def test_demo_runs_as_a_module(folder):
+    done = subprocess.run([*COMMAND, "demo", folder, "--max_tokens", "2"], capture_output=True, text=True, check=True)
+    assert done.stdout.count("=" * 21 + "\n") == 3
+    assert done.stderr == ""
+
+
+def test_a_closed_pipe_is_quiet(folder):
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "Hello", "-m", folder, "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait(30) == 1
+
+
+def test_ctrl_c_ends_generate_quietly(folder):
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "Hello", "-m", folder, "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    assert process.stderr.read() == b""
+    assert process.wait(30) == 130
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(folder):
+    process = subprocess.Popen(
+        [*COMMAND, "chat", "-m", folder, "--ignore-eos"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdin.write(b"Hello\n")
+    process.stdin.flush()
+    process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(b"/help\n", timeout=30)
+    assert err == b""
+    assert b"\n(stopped)\nEnter sends" in out
+    assert process.returncode == 0
+
+
+class Terminal:
+    """`ventoux` in a terminal of its own: type, and wait for what appears."""
+
+    def __init__(self, *arguments, env):
+        self.terminal, theirs = pty.openpty()
+        command = [*COMMAND, *map(str, arguments)]
+        self.process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env)
+        os.close(theirs)
+        self.seen = ""
+
+    def type(self, text):
+        os.write(self.terminal, text.encode())
+
+    def wait_for(self, pattern):
+        """Until the pattern appears after what was waited for before -> all that came meanwhile."""
+        deadline = time.monotonic() + 30
+        while not (match := re.search(pattern, self.seen)):
+            ready, _, _ = select.select([self.terminal], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"{pattern!r} did not appear in {self.seen!r}"
+            chunk = os.read(self.terminal, 65536).decode(errors="replace")
+            if "\x1b[6n" in chunk:  # prompt_toolkit asks where the cursor is
+                self.type("\x1b[1;1R")
+            self.seen += chunk
+        came, self.seen = self.seen[: match.end()], self.seen[match.end() :]
+        return came
+
+    def end(self):
+        """The exit status."""
+        status = self.process.wait(30)
+        os.close(self.terminal)
+        return status
+
+
+def test_chat_in_a_terminal(folder, tmp_path):
+    env = {**os.environ, "VENTOUX_CACHE": str(tmp_path), "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    terminal = Terminal("chat", "-m", folder, "--max-tokens", 5, env=env)
+    for typed, shown in (
+        ("two\x1b\rlines\r", "5 tokens, [0-9]+ a second"),
+        ("x" * 3000 + "\r", "error: the prompt has [0-9]+ tokens"),  # more than the context of 512 holds
+        ("unsent\x03", "unsent"),
+        ("/help\r", "Enter sends, Alt-Enter"),
+        ("again\r", "5 tokens, [0-9]+ a second"),
+        ("\x04", "$"),
+    ):
+        terminal.wait_for(READY)
+        terminal.type(typed)
+        assert "Traceback" not in terminal.wait_for(shown)
+    assert terminal.end() == 0
+    assert "+two\n+lines\n" in (tmp_path / "chat-history").read_text()
+
+
+def test_generating_imports_nothing_that_it_does_not_need(folder):
+    code = (
+        "import sys; from ventoux.cli import main\n"
+        f"sys.argv = ['ventoux', 'generate', 'x', '-m', {str(folder)!r}, '--max-tokens', '1']\n"
+        "main()\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"torch", "transformers", "huggingface_hub", "rich", "prompt_toolkit", "pydantic", "jinja2", "requests"}
+    assert not heavy & set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_default_model_knows_the_capital_of_france():
+    if pull.DEFAULT_MODEL.cached_in(pull.cache_folder()) is None:
+        pytest.skip("the default model is not in the cache")
+    ask = [*COMMAND, "chat", "--message", "What is the capital of France?", "--temperature", "0", "--max-tokens", "20"]
+    done = subprocess.run(ask, capture_output=True, text=True, check=True)
+    assert done.stdout == "The capital of France is Paris.\n"
+
+
+LINES = st.sampled_from(["word", "", "  ", "```", "```python", "  ```", "- item", "    code"])
+
+
+@given(st.lists(LINES).map("\n".join))
+def test_split_complete_never_cuts_into_a_fence(text):
+    done, tail = split_complete(text)
+    assert done + tail == text
+    assert done == "" or done.splitlines()[-1].strip() == ""
+    fences = [line for line in done.splitlines() if line.lstrip().startswith("```")]
+    assert len(fences) % 2 == 0
+
+
+@given(st.lists(LINES).map("\n".join))
+def test_split_complete_piece_by_piece_cuts_in_the_same_places(text):
+    done, tail = "", ""
+    for character in text:
+        more, tail = split_complete(tail + character)
+        done += more
+    assert (done, tail) == split_complete(text)
+
+
+def test_split_complete_examples():
+    assert split_complete("one\n\ntwo") == ("one\n\n", "two")
+    assert split_complete("```\na\n\nb") == ("", "```\na\n\nb")
+    assert split_complete("```\na\n\n```\n\nb") == ("```\na\n\n```\n\n", "b")

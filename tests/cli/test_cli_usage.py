@@ -1,0 +1,106 @@
+"""Errors, help, and the page that describes them."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
+COMMANDS = ("pull", "info", "demo", "interactive", "generate", "chat", "tokenize", "bench")
+
+
+def flags_of(help_text):
+    return set(re.findall(r"(?<![\w-])--[a-z][\w-]*", help_text)) - {"--help"}
+
+
+def sections():
+    """The page's sections by heading."""
+    parts = re.split(r"^## (.+)$", PAGE.read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def documented(command):
+    """The flags of a command by the tables of the page."""
+    text = sections()
+    tables = [text[command], *([text["Which model"]] if command != "pull" else [])]
+    tables += [text["generate"]] if command == "chat" else []
+    rows = [
+        line.split("|")[1] + line.split("|")[2] * ("too" in line)
+        for t in tables
+        for line in re.findall("^[|].*", t, re.M)
+    ]
+    names = flags_of(" ".join(rows))
+    return names - {"--logprobs", "--json"} if command == "chat" else names
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_every_documented_flag_and_no_other(ventoux, command):
+    status, out, _ = ventoux(command, "--help")
+    assert status == 0
+    described = out.partition("options:")[2]
+    assert flags_of(described) == documented(command)
+    assert f"ventoux {command}" in sections()[command], "an example"
+
+
+def test_every_command_is_listed(ventoux):
+    status, out, _ = ventoux()
+    assert status == 0
+    assert tuple(re.findall(r"^    ([a-z]+)\b", out, re.M)) == COMMANDS
+    assert [name for name in sections() if name in COMMANDS] == list(COMMANDS)
+
+
+def test_version(ventoux):
+    status, out, _ = ventoux("--version")
+    assert status == 0
+    assert re.fullmatch(r"ventoux \d+\.\d+.*\n", out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["brew"], "invalid choice: 'brew'"),
+        (["generate", "x", "--tempo", "1"], "unrecognized arguments: --tempo 1"),
+        (["generate", "x", "--temperature", "hot"], "invalid float value: 'hot'"),
+        (["generate", "x", "--logit-bias", "5"], "expected ID=X, for example 15=-2.5, found '5'"),
+        (["bench", "--repeat", "0"], "expected a whole number of at least 1, found '0'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(ventoux, arguments, message):
+    status, out, err = ventoux(*arguments)
+    assert (status, out) == (2, "")
+    assert re.fullmatch(r"ventoux: error: .*see ventoux.* --help\n", err)
+    assert message in err
+
+
+def errors(folder):
+    wide = ["-m", str(folder)]
+    return [
+        (["info", "no-such-model"], "no such file or folder, no such alias"),
+        (["generate", "x", *wide, "--max-tokens", "0"], "max_tokens must be a whole number of at least 1, found 0"),
+        (["generate", "x", *wide, "--window", "0"], "window must be at least 1"),
+        (["generate", "x", *wide, "--threads", "-1"], "threads must be at least 1"),
+        (["generate", "word " * 600, *wide], "but the context holds 512"),
+        (["generate", "x", "-m", str(folder / "config.json")], "config.json"),
+        (["bench", *wide, "--prompt", "600"], "depth, prompt and new are 632 positions, but the context holds 512"),
+        (["bench", *wide, "--depth", "-1"], "depth must be at least 0"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_an_error_is_one_line_and_status_1(ventoux, folder, number):
+    arguments, message = errors(folder)[number]
+    status, out, err = ventoux(*arguments)
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"ventoux: error: .*\n", err)
+    assert message in err
+
+
+def test_facts_24_a_prompt_that_does_not_fit_is_refused_with_both_numbers(ventoux, folder):
+    status, _, err = ventoux("generate", "word " * 600, "-m", folder, "--max-tokens", "7")
+    assert status == 1
+    assert re.search(r"the prompt has 6\d\d tokens and up to 7 more are asked for, but the context holds 512", err)
+
+
+def test_debug_shows_the_traceback(ventoux):
+    with pytest.raises(Exception, match="no such alias"):
+        ventoux("info", "no-such-model", "--debug")
