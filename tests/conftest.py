@@ -1,0 +1,22 @@
+"""What every room's tests may ask for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ventoux.checkpoint import pull
+from ventoux.cpu import instruction_sets
+
+
+@pytest.fixture(scope="session")
+def default_model() -> Path:
+    """The default model's file, which is fetched if it is not here yet."""
+    return pull.resolve()
+
+
+@pytest.fixture(params=instruction_sets())
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each instruction set that this machine runs, chosen as a user chooses it."""
+    monkeypatch.setenv("VENTOUX_ISA", request.param)
+    yield request.param

@@ -1,0 +1,113 @@
+"""Windowed attention over ring and chunk against a plain fp64 one that keeps every key."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ventoux.cpu import _kernels, instruction_sets
+
+H, K = 8, 2
+
+
+def plain(q, k, v, window):
+    """q [T, H, D], k and v [T, K, D] -> [T, H, D]: every query sees the last `window` keys, its own included."""
+    T, D = len(q), q.shape[-1]
+    k, v = (np.repeat(x, H // K, axis=1) for x in (k, v))
+    scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(D)
+    distance = np.arange(T)[:, None] - np.arange(T)
+    scores = np.where((distance >= 0) & (distance < (window or T)), scores, -np.inf)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("hqk,khd->qhd", p / p.sum(-1, keepdims=True), v)
+
+
+def in_chunks(isa, q, k, v, window, chunks, *, half=False, length=None):
+    """The same through the cache, the sequence cut into chunks of the given sizes; no rotation (cos 1, sin 0)."""
+    T, D = len(q), q.shape[-1]
+    pool, cache = _kernels.Pool(2, isa), _kernels.Cache(K, D, [None, window], half=half)
+    slot = cache.allocate(length or T)
+    out, start = np.empty((T, H * D), np.float32), 0
+    for count in chunks:
+        part = slice(start, start + count)
+        rows = [np.ascontiguousarray(x[part].reshape(count, -1), np.float32) for x in (q, k, v)]
+        cos, sin = np.ones((count, D // 2), np.float32), np.zeros((count, D // 2), np.float32)
+        at = [np.array([x], np.int32) for x in (slot, start, count)]
+        _kernels.attention(pool, cache, 1, D, *rows, cos, sin, *at, out[part])
+        start += count
+    assert start == T
+    return out.reshape(T, H, D)
+
+
+def random_qkv(T, D, seed=0):
+    rng = np.random.default_rng(seed)
+    return tuple(rng.standard_normal((T, heads, D)).astype(np.float32) for heads in (H, K, K))
+
+
+@pytest.mark.parametrize("D", [16, 64, 6])
+@pytest.mark.parametrize("window", [1, 3, 4, 16, 20, None])
+def test_facts_1_every_query_sees_exactly_its_window(isa, window, D):
+    q, k, v = random_qkv(50, D)
+    expected = plain(q, k, v, window)
+    for chunks in ([50], [1] * 50, [7, 30, 13]):
+        np.testing.assert_allclose(in_chunks(isa, q, k, v, window, chunks), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("window", [3, 16, 20, None])
+def test_facts_10_chunk_sizes_do_not_matter_to_the_last_bit(isa, window, half):
+    q, k, v = random_qkv(90, 32)
+    W = window or 24
+    once = in_chunks(isa, q, k, v, window, [90], half=half)
+    for size in (1, W - 1, W, W + 1, 2 * W):
+        chunks = [size] * (90 // size) + [90 % size] * (90 % size > 0)
+        np.testing.assert_array_equal(in_chunks(isa, q, k, v, window, chunks, half=half), once)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_facts_10_ragged_chunks(data):
+    T = data.draw(st.integers(1, 70))
+    window = data.draw(st.sampled_from([None, 1, 2, 5, 16, 17, 48]))
+    cuts = sorted(data.draw(st.sets(st.integers(1, T - 1), max_size=8))) if T > 1 else []
+    chunks = np.diff([0, *cuts, T]).tolist()
+    q, k, v = random_qkv(T, 16, seed=T)
+    isa = data.draw(st.sampled_from(instruction_sets()))
+    result = in_chunks(isa, q, k, v, window, chunks, length=T + data.draw(st.integers(0, 20)))
+    np.testing.assert_allclose(result, plain(q, k, v, window), atol=2e-6)
+
+
+def test_facts_9_a_prompt_longer_than_the_ring_never_sees_the_future(isa):
+    """One chunk of five windows: what is written last must not be what the first queries read."""
+    q, k, v = random_qkv(20, 16)
+    first = in_chunks(isa, q, k, v, 4, [20])
+    k[12:], v[12:] = 1e3, -1e3
+    np.testing.assert_array_equal(in_chunks(isa, q, k, v, 4, [20])[:12], first[:12])
+
+
+def test_facts_16_the_cache_levels_off_at_the_window():
+    cache = _kernels.Cache(K, 32, [16, 16], half=True)
+    per_position = 2 * 2 * K * 32 * 2  # layers, keys and values, heads, head_dim, fp16
+    for length, kept in ((16, 16), (17, 16), (4096, 16), (10**9, 16)):
+        slot = cache.allocate(length)
+        assert cache.nbytes == kept * per_position
+        cache.free(slot)
+    assert (cache.nbytes, cache.sequences) == (0, 0)
+
+
+def test_facts_15_without_a_window_the_cache_is_as_long_as_the_sequence():
+    cache = _kernels.Cache(K, 32, [None, 16], half=False)
+    cache.allocate(4096)
+    assert cache.nbytes == (4096 + 16) * 2 * K * 32 * 4
+
+
+def test_slots_are_used_again_and_bad_ones_refused():
+    cache = _kernels.Cache(K, 32, [16], half=True)
+    first, second = cache.allocate(8), cache.allocate(8)
+    cache.free(first)
+    assert cache.allocate(8) == first != second
+    for slot in (-1, 2, 99):
+        with pytest.raises(IndexError, match="not allocated"):
+            cache.free(slot)
+    q, k, v = random_qkv(9, 32)
+    with pytest.raises(ValueError, match="longer than"):
+        in_chunks("portable", q, k, v, 16, [9], length=8)

@@ -1,0 +1,100 @@
+"""Packed products against fp64 arithmetic on weights that the gguf package dequantized."""
+
+import gguf
+import numpy as np
+import pytest
+import tiny
+
+from ventoux.cpu import _kernels
+from ventoux.quant import FORMATS
+
+ROWS, COLUMNS = 75, 1536  # five panels, the last one with 11 rows; a strip and a half of the unpacking kernels
+BLOCKS = [name for name in FORMATS if name not in ("F32", "F16", "BF16")]
+
+
+def weights(format: str) -> tuple[np.ndarray, np.ndarray]:
+    """Random packed rows and the fp64 matrix that they stand for."""
+    packed = tiny.random_blocks(np.random.default_rng(0), ROWS, COLUMNS, format=format)
+    kind = gguf.GGMLQuantizationType[format]
+    exact = gguf.dequantize(packed.view(np.float16 if format == "F16" else np.uint8), kind)
+    return packed, exact.reshape(ROWS, COLUMNS).astype(np.float64)
+
+
+def product(pool, weight, x, *, quantize, start=0.0):
+    y = np.full((len(x), ROWS), start, np.float32)
+    _kernels.linear(pool, x, [weight], [y], start != 0, quantize)
+    return y
+
+
+@pytest.mark.parametrize("quantize", [False, True], ids=["f32", "int16"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_products_equal_fp64(isa, format, quantize):
+    packed, exact = weights(format)
+    order = np.random.default_rng(1).permutation(ROWS).astype(np.int32)
+    pool = _kernels.Pool(2, isa)
+    weight = _kernels.Weight(pool, format, COLUMNS, packed, order)
+    x = np.random.default_rng(2).standard_normal((67, COLUMNS)).astype(np.float32)
+    expected = x @ exact[order].T
+    tolerance = (3e-4 if quantize and format in BLOCKS else 3e-5) * expected.std()
+    assert np.abs(product(pool, weight, x, quantize=quantize) - expected).max() < tolerance
+
+
+@pytest.mark.parametrize("quantize", [False, True], ids=["f32", "int16"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_row_does_not_depend_on_its_neighbours(isa, format, quantize):
+    """To the last bit: this is what makes a seed give the same text inside a batch."""
+    packed, _ = weights(format)
+    pool, alone = _kernels.Pool(2, isa), _kernels.Pool(1, isa)
+    weight = _kernels.Weight(pool, format, COLUMNS, packed)
+    x = np.random.default_rng(2).standard_normal((31, COLUMNS)).astype(np.float32)
+    together = product(pool, weight, x, quantize=quantize)
+    for count in (1, 2, 3, 6, 13, 30):
+        np.testing.assert_array_equal(product(alone, weight, x[:count].copy(), quantize=quantize), together[:count])
+
+
+def test_adding_and_several_weights_at_once(isa):
+    pool = _kernels.Pool(2, isa)
+    x = np.random.default_rng(2).standard_normal((5, COLUMNS)).astype(np.float32)
+    formats = ["Q6_K", "F16", "Q4_0"]  # three groupings of the activations in one call
+    packed = [_kernels.Weight(pool, f, COLUMNS, weights(f)[0]) for f in formats]
+    outs = [np.ones((5, ROWS), np.float32) for _ in formats]
+    _kernels.linear(pool, x, packed, outs, True, True)
+    for weight, out in zip(packed, outs, strict=True):
+        np.testing.assert_allclose(out, 1 + product(pool, weight, x, quantize=True), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("at", [0, 17])
+def test_facts_20_what_is_not_a_number_is_not_lost(isa, bad, at):
+    """A maximum may drop NaN; the logits must show it, so that it can be reported."""
+    packed, _ = weights("Q4_0")
+    pool = _kernels.Pool(1, isa)
+    x = np.ones((2, COLUMNS), np.float32)
+    x[1, at] = bad
+    y = product(pool, _kernels.Weight(pool, "Q4_0", COLUMNS, packed), x, quantize=True)
+    assert np.isfinite(y[0]).all()
+    assert not np.isfinite(y[1]).any()
+
+
+def test_weights_keep_their_own_bit_width():
+    pool = _kernels.Pool(1, "portable")
+    for name, format in FORMATS.items():
+        packed = tiny.random_blocks(np.random.default_rng(0), 32, 512, format=name)
+        file_bytes = 32 * 512 // format.block * format.nbytes
+        assert file_bytes <= _kernels.Weight(pool, name, 512, packed).nbytes <= file_bytes * 1.03
+
+
+def test_bad_arguments_are_refused():
+    pool = _kernels.Pool(1, "portable")
+    packed, _ = weights("Q4_0")
+    with pytest.raises(ValueError, match="number of bytes"):
+        _kernels.Weight(pool, "Q4_0", COLUMNS + 32, packed)
+    with pytest.raises(ValueError, match="not there"):
+        _kernels.Weight(pool, "Q4_0", COLUMNS, packed, np.full(ROWS, ROWS, np.int32))
+    with pytest.raises(ValueError, match="number format"):
+        _kernels.Weight(pool, "IQ2_XXS", COLUMNS, packed)
+    weight = _kernels.Weight(pool, "Q4_0", COLUMNS, packed)
+    with pytest.raises(ValueError, match="columns"):
+        product(pool, weight, np.ones((1, 32), np.float32), quantize=True)
+    with pytest.raises(ValueError, match="cannot run"):
+        _kernels.Pool(1, "avx1024")
