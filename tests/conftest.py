@@ -1,6 +1,5 @@
 """What every room's tests may ask for."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ def default_model() -> Path:
 
 
 @pytest.fixture(params=instruction_sets())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each instruction set that this machine runs, chosen as a user chooses it."""
     monkeypatch.setenv("VENTOUX_ISA", request.param)
-    yield request.param
+    return request.param

@@ -74,7 +74,10 @@ class Cache(Protocol):
         ...
 
     def allocate(self, length: int) -> int:
-        """Make room for a sequence of at most `length` positions (a layer with window W keeps min(W, length)) -> slot."""
+        """Make room for at most `length` positions of a new sequence -> its slot.
+
+        A layer with window W keeps min(W, length) of them.
+        """
         ...
 
     def free(self, slot: int) -> None:

@@ -14,6 +14,9 @@ BLOCKS = [name for name in FORMATS if name not in ("F32", "F16", "BF16")]
 
 def weights(format: str) -> tuple[np.ndarray, np.ndarray]:
     """Random packed rows and the fp64 matrix that they stand for."""
+    if format == "F32":
+        exact = np.random.default_rng(0).standard_normal((ROWS, COLUMNS)).astype(np.float32)
+        return exact.view(np.uint8), exact.astype(np.float64)
     packed = tiny.random_blocks(np.random.default_rng(0), ROWS, COLUMNS, format=format)
     kind = gguf.GGMLQuantizationType[format]
     exact = gguf.dequantize(packed.view(np.float16 if format == "F16" else np.uint8), kind)

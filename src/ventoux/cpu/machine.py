@@ -17,7 +17,9 @@ def isa() -> str:
     available = instruction_sets()
     chosen = os.environ.get("VENTOUX_ISA") or available[0]
     if chosen not in available:
-        raise VentouxError(f"VENTOUX_ISA is {chosen!r}, but this machine runs {', '.join(available)}; unset it or choose one")
+        raise VentouxError(
+            f"VENTOUX_ISA is {chosen!r}, but this machine runs {', '.join(available)}; unset it or choose one"
+        )
     return chosen
 
 

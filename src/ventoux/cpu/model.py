@@ -56,7 +56,9 @@ class Backend:
             raise VentouxError(f"threads must be at least 1, found {threads}")
         blocks = any(t.format not in FLOAT_FORMATS for t in tensors.values())
         self.config = config
-        self.compute: Literal["int16", "f32"] = "int16" if compute == "int16" or (compute == "auto" and blocks) else "f32"
+        self.compute: Literal["int16", "f32"] = (
+            "int16" if compute == "int16" or (compute == "auto" and blocks) else "f32"
+        )
         self._pool = _kernels.Pool(threads or physical_cores(), isa())
         self._lock = threading.Lock()  # kernels share the pool's memory: one forward at a time
         self._embedding = tensors["embed_tokens.weight"]
@@ -161,7 +163,10 @@ def rotary(frequencies: Float32, positions: Int32) -> tuple[Float32, Float32]:
 
 
 def spans(batch: Batch) -> tuple[Int32, Int32, Int32]:
-    """Slot, first position and number of tokens of each sequence: slots 0 0 0 2 2, positions 5 6 7 0 1 -> 0 2, 5 0, 3 2."""
+    """Slot, first position and number of tokens of each sequence.
+
+    slots 0 0 0 2 2 and positions 5 6 7 0 1 -> slots 0 2, starts 5 0, counts 3 2.
+    """
     first = np.flatnonzero(np.diff(batch.slots, prepend=-1))
     counts = np.diff(first, append=len(batch)).astype(np.int32)
     return batch.slots[first], batch.positions[first], counts
