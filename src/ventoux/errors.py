@@ -45,6 +45,15 @@ class GenerationError(VentouxError):
     """A token could not be chosen: the model's logits are not numbers, or every token is forbidden."""
 
 
+class OutOfMemoryError(VentouxError, MemoryError):
+    """What was asked for is larger than the memory that the system gives."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} do not fit into memory; ask for fewer tokens, set a window, or take a smaller model"
+        )
+
+
 def shown(value: object) -> str:
     """A value from a stranger's file, fit for a one-line message: escaped, cut, and never a nested structure."""
     text = repr(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"

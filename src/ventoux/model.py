@@ -13,12 +13,12 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from ventoux.batch import Backend, Batch, Float32, Segment
-from ventoux.chat import VERSIONS, ChatFormat, format_for
+from ventoux.chat import VERSIONS, ChatFormat, format_for, template_in
 from ventoux.checkpoint import Checkpoint
 from ventoux.config import ModelConfig
 from ventoux.decoding import SamplingParams
 from ventoux.engine import Completion, Engine, Event, Finished, Request, Token, check_prompt
-from ventoux.errors import ChatError, PromptTooLongError, RequestError, TokenizerError
+from ventoux.errors import ChatError, OutOfMemoryError, PromptTooLongError, RequestError, TokenizerError
 from ventoux.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -240,14 +240,14 @@ def _sampling(params: dict[str, Any]) -> SamplingParams:
 def load(
     path: str | Path | None = None,
     *,
-    window: int | None = None,
+    window: int | Literal["off"] | None = None,
     threads: int | None = None,
     compute: Literal["auto", "int16", "f32"] = "auto",
     chat_format: str | None = None,
 ) -> Mistral:
     """A model from a folder (raw or Hugging Face), a .gguf file, an alias or a hub id; None is the default model.
 
-    window       keys that a query sees, for files that do not say it; None is what the checkpoint says
+    window       keys that a query sees, "off" for all of them; None is what the checkpoint says
     threads      of the kernels; None is one for each physical core
     compute      "f32" for float32 activations, "int16" for quantized ones; "auto" is what suits the checkpoint
     chat_format  "v1", "v2", "v3", "v7", or "template"; None is what the checkpoint wants
@@ -259,22 +259,33 @@ def load(
     from ventoux.checkpoint import pull
 
     found = checkpoint.read(pull.resolve(None if path is None else str(path)))
-    config = found.config if window is None else found.config.with_window(window)
+    config = found.config
+    if window is not None:
+        config = config.with_window(None if window == "off" else window)
+    try:
+        backend = cpu.Backend(config, found.tensors, threads=threads, compute=compute)
+    except MemoryError as error:
+        raise OutOfMemoryError(f"{found.path}: weights of {found.nbytes} bytes") from error
+    tokenizer, template = _texts(found)
     return Mistral(
-        cpu.Backend(config, found.tensors, threads=threads, compute=compute),
-        tokenizer=_tokenizer(found),
-        template=checkpoint.chat_template(found),
+        backend,
+        tokenizer=tokenizer,
+        template=template,
         chat_format=chat_format,
         checkpoint=found,
     )
 
 
-def _tokenizer(found: Checkpoint) -> Tokenizer | None:
-    from ventoux import checkpoint, tokenizer
+def _texts(found: Checkpoint) -> tuple[Tokenizer | None, str | None]:
+    """A checkpoint's tokenizer and its chat template, as far as it has them: a GGUF file's own, or those of a folder."""
+    from ventoux import tokenizer
 
-    file = checkpoint.tokenizer_file(found)
-    if file is None:
-        return None
     if found.kind == "gguf":  # whose metadata is read already
-        return tokenizer.from_gguf(found.metadata, source=file)
-    return tokenizer.load(file)
+        has_vocabulary = "tokenizer.ggml.tokens" in found.metadata
+        template = found.metadata.get("tokenizer.chat_template")
+        return (
+            tokenizer.from_gguf(found.metadata, source=found.path) if has_vocabulary else None,
+            template if isinstance(template, str) else None,
+        )
+    file = tokenizer.choose(found.path)
+    return tokenizer.load(file) if file else None, template_in(found.path)

@@ -74,7 +74,7 @@ def encode(
     return templates.encode(messages, tokenizer=tokenizer, template=template, tools=tools)
 
 
-def format_for(tokenizer: Tokenizer, *, template: str | None, name: str = "") -> ChatFormat:
+def format_for(tokenizer: Tokenizer, *, template: str | None) -> ChatFormat:
     """The format that a checkpoint's tokenizer and template ask for; ChatError when neither tells.
 
     1. A Mistral tokenizer (`tokenizer.version`, see tokenizer/version.py: v1 is told from Llama 2 by its pieces) wants
@@ -83,7 +83,6 @@ def format_for(tokenizer: Tokenizer, *, template: str | None, name: str = "") ->
        and another format, and the template decides.
     3. Any other tokenizer needs a template.
     """
-    model = name or "this checkpoint"
     if tokenizer.version in mistral.VERSIONS:
         if template is None or "[INST]" in template:
             return ChatFormat(tokenizer.version, None, f"Mistral's tokenizer {tokenizer.version}")
@@ -95,10 +94,10 @@ def format_for(tokenizer: Tokenizer, *, template: str | None, name: str = "") ->
         return ChatFormat("template", template, "the checkpoint's template")
     if tokenizer.version is not None:
         raise ChatError(
-            f"{model} has Mistral's tokenizer {tokenizer.version}, and Ventoux writes the chat formats"
+            f"this checkpoint has Mistral's tokenizer {tokenizer.version}, and Ventoux writes the chat formats"
             f" {', '.join(mistral.VERSIONS)}; pass --chat-format"
         )
-    raise ChatError(f"{model} has no chat format: no Mistral tokenizer and no template; pass --chat-format")
+    raise ChatError("this checkpoint has no chat format: no Mistral tokenizer and no template; pass --chat-format")
 
 
 def template_in(folder: Path) -> str | None:

@@ -20,6 +20,7 @@ from ventoux.errors import ChatError
 from ventoux.tokenizer.base import Tokenizer
 
 VERSIONS = ("v1", "v2", "v3", "v7")
+UNKNOWN = 0  # <unk> in every tokenizer of Mistral's
 
 _FOLLOWERS = {
     "system": ("user", "assistant", "system"),
@@ -60,13 +61,18 @@ def encode(
 
 
 def encode_fim(prompt: str, suffix: str | None, *, tokenizer: Tokenizer, version: str) -> list[int]:
-    """Fill in the middle: what the model writes next stands between `prompt` and `suffix`. v2 and later."""
-    if version == "v1":
-        raise ChatError("filling in the middle needs tokenizer v2 or later, found v1")
+    """Fill in the middle: what the model writes next stands between `prompt` and `suffix`. v2 and later.
+
+    The file of tokenizer v2 has no [SUFFIX] and [PREFIX]: there both are <unk>, as mistral-common writes them.
+    """
+    if version not in VERSIONS[1:]:
+        raise ChatError(f"filling in the middle needs chat format {', '.join(VERSIONS[1:])}, found {version!r}")
     control = _Control(tokenizer, version)
+    marks = ("[SUFFIX]", "[PREFIX]")
+    before_suffix, before_prompt = (UNKNOWN, UNKNOWN) if tokenizer.version == "v2" else (control[m] for m in marks)
     # Encoded behind a character that no merge crosses, so that no space is put before the suffix.
     behind = tokenizer.encode("☺" + suffix)[2:] if suffix else []
-    return [control.bos, control["[SUFFIX]"], *behind, control["[PREFIX]"], *tokenizer.encode(prompt)]
+    return [control.bos, before_suffix, *behind, before_prompt, *tokenizer.encode(prompt)]
 
 
 def _check(turns: Sequence[Turn], version: str, tools: bool) -> None:

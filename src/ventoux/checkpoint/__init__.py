@@ -2,6 +2,5 @@
 
 from ventoux.checkpoint.reading import Checkpoint, read
 from ventoux.checkpoint.tensor import Tensor
-from ventoux.checkpoint.texts import chat_template, tokenizer_file
 
-__all__ = ["Checkpoint", "Tensor", "chat_template", "read", "tokenizer_file"]
+__all__ = ["Checkpoint", "Tensor", "read"]

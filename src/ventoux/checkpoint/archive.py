@@ -42,7 +42,7 @@ class _Archive:
         end = at + struct.calcsize(layout)
         if at < 0 or end > len(self.data):
             self.fail(f"a zip record at byte {at} does not lie in the file's {len(self.data)} bytes")
-        found, *values = struct.unpack(layout, self.data[at:end])
+        found, *values = struct.unpack(layout, self.data[at:end].tobytes())
         if found != magic:
             self.fail(f"expected the zip record {magic!r} at byte {at}, found {found!r}")
         return tuple(values)
@@ -58,7 +58,7 @@ class _Archive:
         extents = []
         for _ in range(count):
             flags, method, packed, size, lengths, offset = self.entry(position)
-            name = str(self.take(position + 46, lengths[0]), "utf-8", "surrogateescape")
+            name = self.take(position + 46, lengths[0]).tobytes().decode("utf-8", "surrogateescape")
             extra = self.take(position + 46 + lengths[0], lengths[1]).tobytes()
             size, packed, offset = self.widened(extra, size, packed, offset)
             position += 46 + sum(lengths)

@@ -4,7 +4,6 @@ Format: https://github.com/huggingface/safetensors#format. As strict as the libr
 file belongs to the header or to exactly one tensor.
 """
 
-import struct
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ def read(path: Path) -> list[Stored]:
     data = map_file(path)
     if len(data) < 8:
         raise CheckpointError(f"{path}: not a safetensors file: it has {len(data)} bytes")
-    length = struct.unpack("<Q", data[:8])[0]
+    length = int.from_bytes(data[:8].tobytes(), "little")
     if length > min(len(data) - 8, strict_json.LARGEST):
         raise CheckpointError(
             f"{path}: the header's length is given as {length} bytes, but the file has {len(data)};"

@@ -13,7 +13,7 @@ from typing import Any
 from ventoux.errors import TokenizerError
 from ventoux.tokenizer.base import StreamDecoder, Tokenizer
 
-__all__ = ["StreamDecoder", "Tokenizer", "from_gguf", "load"]
+__all__ = ["StreamDecoder", "Tokenizer", "choose", "from_gguf", "load"]
 
 _SENTENCEPIECE = re.compile(r".*\.model(\.v\d+(m\d+)?)?")
 
@@ -24,44 +24,39 @@ def load(path: str | Path) -> Tokenizer:
     Raises TokenizerError when there is none, or when it is damaged.
     """
     path = Path(path)
-    if path.is_dir():
-        path = choose(path)
-    if not path.is_file():
-        raise TokenizerError(f"{path}: expected a tokenizer file, found none; check the path")
     try:
-        return _load_file(path)
+        file = choose(path) if path.is_dir() else path
+        if file is None:
+            raise TokenizerError(
+                f"{path}: expected a tokenizer (tokenizer.model, tokenizer.json or tekken.json), found none; the one in"
+                " a .gguf file is read when you name that file"
+            )
+        if not file.is_file():
+            raise TokenizerError(f"{path}: expected a tokenizer file, found none; check the path")
+        return _load_file(file)
     except OSError as error:
         raise TokenizerError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
-def choose(folder: Path) -> Path:
-    """Which file of a folder is read when several tokenizers stand in it. The first that is there:
+def choose(folder: Path) -> Path | None:
+    """The one rule for folders: which of their files is the tokenizer, None when there is none. The first there of:
 
     1. tekken.json, or tekken_*.json
     2. *.model.vN, the highest version: Mistral's own, with the version in its name
     3. tokenizer.model, unless a tokenizer.json beside it adds tokens (as fine-tunes do, for ChatML)
     4. tokenizer.json
-    5. a single *.gguf
     """
     files = sorted(p for p in folder.iterdir() if p.is_file())
     tekken = [p for p in files if p.name.startswith("tekken") and p.suffix == ".json"]
     versioned = [p for p in files if ".model.v" in p.name and _SENTENCEPIECE.fullmatch(p.name)]
     model, converted = folder / "tokenizer.model", folder / "tokenizer.json"
-    gguf = [p for p in files if p.suffix == ".gguf"]
     if tekken:
         return tekken[0]
     if versioned:
         return max(versioned, key=_version_number)
     if model in files and not (converted in files and _adds_tokens(converted)):
         return model
-    if converted in files:
-        return converted
-    if len(gguf) == 1:
-        return gguf[0]
-    raise TokenizerError(
-        f"{folder}: expected a tokenizer (tokenizer.model, tokenizer.json, tekken.json or one .gguf file),"
-        f" found {f'{len(gguf)} .gguf files; name one of them' if gguf else 'none'}"
-    )
+    return converted if converted in files else None
 
 
 def from_gguf(metadata: Mapping[str, Any], *, source: str | Path) -> Tokenizer:
