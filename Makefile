@@ -3,42 +3,46 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt constraints.txt $(wildcard src/ventoux/cpu/kernels/*)
+# An editable install knows the files that were there: another list of files, another install.
+FILES := $(shell find src -name '*.py' | sort | cksum | cut -d ' ' -f 1)
+RUN := $(VENV)/.run-$(FILES)
+DEVELOP := $(VENV)/.develop-$(FILES)
 
 .PHONY: setup demo test slow lint format bench clean
 
-demo: $(VENV)/.demo  ## the default model answers a question on this machine's CPU
+demo: $(RUN)  ## the default model answers a question on this machine's CPU
 	$(BIN)/ventoux chat --message "What is the capital of France?" --temperature 0
 
-test: $(VENV)/.setup  ## the tests that take seconds
+test: $(DEVELOP)  ## the tests that take seconds
 	$(BIN)/python -m pytest -q
 
-slow: $(VENV)/.setup  ## the tests that take minutes
+slow: $(DEVELOP)  ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
 
-lint: $(VENV)/.setup  ## style and types
+lint: $(DEVELOP)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.setup
+format: $(DEVELOP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.demo  ## prefill and decode speed of the default model
+bench: $(RUN)  ## prefill and decode speed of the default model
 	$(BIN)/ventoux bench --prompt 512 --new 32 --repeat 3
 
-setup: $(VENV)/.setup  ## everything for development
+setup: $(DEVELOP)  ## everything for development
 
-$(VENV)/.venv:
+$(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.venv $(SOURCES)
+$(RUN): $(VENV)/.made $(SOURCES)
 	$(BIN)/python -m pip install -q -e . -c constraints.txt
 	$(BIN)/ventoux pull
 	touch $@
 
-$(VENV)/.setup: $(VENV)/.demo
+$(DEVELOP): $(RUN)
 	$(BIN)/python -m pip install -q -e '.[test,lint]' -c constraints.txt
 	touch $@
 

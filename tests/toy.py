@@ -115,6 +115,7 @@ class ByteTokenizer:
     """One id a byte, and two control ids."""
 
     vocab_size, bos_id, eos_id, version = VOCAB, BOS, EOS, None
+    end_ids = frozenset({EOS})
 
     def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]:
         return [BOS] * bos + list(text.encode()) + [EOS] * eos

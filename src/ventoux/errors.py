@@ -48,11 +48,6 @@ class GenerationError(VentouxError):
 class OutOfMemoryError(VentouxError, MemoryError):
     """What was asked for is larger than the memory that the system gives."""
 
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            f"{what} do not fit into memory; ask for fewer tokens, set a window, or take a smaller model"
-        )
-
 
 def shown(value: object) -> str:
     """A value from a stranger's file, fit for a one-line message: escaped, cut, and never a nested structure."""

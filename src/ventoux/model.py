@@ -25,6 +25,7 @@ Message = Mapping[str, Any]
 
 _PARAMETERS = [field.name for field in fields(SamplingParams)]
 _CHUNK = 512  # tokens of one forward pass
+_MAX_THREADS = 1024
 
 
 class Mistral:
@@ -88,7 +89,7 @@ class Mistral:
 
         A prompt is text, which gets the BOS that the model wants, or ids, taken as they are. Raises RequestError for a
         parameter out of range, PromptTooLongError when prompt and answer do not fit into the context, TokenizerError
-        for text without a tokenizer, GenerationError when the model's logits are not numbers.
+        for text without a tokenizer, GenerationError when the model's logits are not numbers, OutOfMemoryError.
         """
         sampling = _sampling(params)
         many = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], Integral)
@@ -131,15 +132,19 @@ class Mistral:
     def logits(self, ids: Sequence[int]) -> Float32:
         """The model's logits after each of the ids, [len(ids), vocab] float32: row i predicts id i + 1.
 
-        Raises RequestError when there are no ids, or one is outside the vocabulary; PromptTooLongError.
+        Raises RequestError when there are no ids, or one is outside the vocabulary; PromptTooLongError when there are
+        more than the context holds; OutOfMemoryError.
         """
         config, n = self.config, len(ids)
         check_prompt(ids, config)
         if n > config.context_length:
             raise PromptTooLongError(n, config.context_length, 0)
-        found = np.empty((n, config.vocab_size), np.float32)
-        cache = self.backend.new_cache()
-        slot = cache.allocate(n)
+        try:
+            found = np.empty((n, config.vocab_size), np.float32)
+            cache = self.backend.new_cache()
+            slot = cache.allocate(n)
+        except MemoryError as error:
+            raise OutOfMemoryError(f"the logits of {n} tokens do not fit into memory; give fewer at once") from error
         try:
             for start in range(0, n, _CHUNK):
                 part = ids[start : start + _CHUNK]
@@ -252,12 +257,15 @@ def load(
     compute      "f32" for float32 activations, "int16" for quantized ones; "auto" is what suits the checkpoint
     chat_format  "v1", "v2", "v3", "v7", or "template"; None is what the checkpoint wants
 
-    Raises CheckpointError, ConfigError, TokenizerError, ChatError or DownloadError, which say what was found and what
-    to do. A checkpoint without a tokenizer loads: ids and logits work, text is a TokenizerError.
+    Raises RequestError, CheckpointError, ConfigError, TokenizerError, ChatError, DownloadError or OutOfMemoryError,
+    which say what was found and what to do. A checkpoint without a tokenizer loads: ids and logits work, text is a
+    TokenizerError.
     """
     from ventoux import checkpoint, cpu
     from ventoux.checkpoint import pull
 
+    if threads is not None and (type(threads) is not int or not 1 <= threads <= _MAX_THREADS):
+        raise RequestError(f"threads must be a whole number from 1 to {_MAX_THREADS}, found {threads!r}")
     found = checkpoint.read(pull.resolve(None if path is None else str(path)))
     config = found.config
     if window is not None:
@@ -265,7 +273,10 @@ def load(
     try:
         backend = cpu.Backend(config, found.tensors, threads=threads, compute=compute)
     except MemoryError as error:
-        raise OutOfMemoryError(f"{found.path}: weights of {found.nbytes} bytes") from error
+        raise OutOfMemoryError(
+            f"{found.path}: its weights take {found.nbytes} bytes, more memory than the system gives;"
+            " use a smaller or more strongly quantized model"
+        ) from error
     tokenizer, template = _texts(found)
     return Mistral(
         backend,
@@ -277,7 +288,7 @@ def load(
 
 
 def _texts(found: Checkpoint) -> tuple[Tokenizer | None, str | None]:
-    """A checkpoint's tokenizer and its chat template, as far as it has them: a GGUF file's own, or those of a folder."""
+    """A checkpoint's tokenizer and its chat template, if it has them: in the GGUF file, or beside the weights."""
     from ventoux import tokenizer
 
     if found.kind == "gguf":  # whose metadata is read already

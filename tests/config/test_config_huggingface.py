@@ -175,5 +175,5 @@ def test_a_mistral_must_say_its_window() -> None:
 def test_a_window_can_be_given() -> None:
     assert read(V03).with_window(7).windows == (7,) * 32
     assert read(V01).with_window(None).window is None
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="from 1 to 1073741824, found 0"):
         read(V01).with_window(0)

@@ -13,7 +13,7 @@ from toy import BOS, EOS, VOCAB, ByteTokenizer, ToyBackend, hashed, saying
 from ventoux.batch import Float32
 from ventoux.decoding import SamplingParams
 from ventoux.engine import Engine, Event, Finished, Request, Token
-from ventoux.errors import GenerationError, PromptTooLongError, RequestError
+from ventoux.errors import GenerationError, OutOfMemoryError, PromptTooLongError, RequestError
 
 Events = dict[int, list[Event]]
 letters = st.lists(st.integers(ord("a"), ord("e")), min_size=1, max_size=20)
@@ -112,9 +112,9 @@ def test_facts_18_nothing_comes_after_the_end(prompt: list[int]) -> None:
     assert end(events[0]).usage.completion_tokens == len(ids(events[0]))
 
 
-def test_eos_of_the_tokenizer_counts_too_and_can_be_ignored() -> None:
+def test_ends_of_the_tokenizer_count_too_and_can_be_ignored() -> None:
     class OtherEos(ByteTokenizer):
-        eos_id = ord("!")
+        end_ids = frozenset({ord("!")})
 
     def said(**params: object) -> str:
         request = Request([BOS], SamplingParams(temperature=0, max_tokens=6, **params))  # type: ignore[arg-type]
@@ -228,7 +228,9 @@ def test_a_cache_without_room_ends_one_request_only() -> None:
     backend.cache.room = 20
     small, large = (Request([97] * 3, SamplingParams(seed=1, max_tokens=n)) for n in (8, 40))
     events = run(Engine(backend, ByteTokenizer()), {0: [large, small]})
-    assert isinstance(end(events[0]).error, MemoryError)
+    error = end(events[0]).error
+    assert isinstance(error, OutOfMemoryError)
+    assert "keys and values of 43 positions do not fit into memory; set max_tokens or the window lower" in str(error)
     assert outcome(events[1]) == outcome(alone(small))
 
 

@@ -1,5 +1,7 @@
 """`ventoux.load` on tiny checkpoints with the real CPU backend: transformers is the oracle."""
 
+import json
+import resource
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,10 +12,11 @@ import pytest
 import tiny
 
 import ventoux
-from ventoux import ChatError, Mistral, PromptTooLongError, TokenizerError
+from ventoux import ChatError, ConfigError, Mistral, OutOfMemoryError, PromptTooLongError, TokenizerError
 
 MODEL = tiny.tiny_model(seed=1)  # window 4
 IDS = [int(i) for i in np.random.default_rng(2).integers(3, 96, 40)]
+LIMIT = resource.getrlimit(resource.RLIMIT_AS)
 GREEDY: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
 
 
@@ -49,6 +52,30 @@ def test_facts_17_every_layout_gives_the_oracles_logits(checkpoints: dict[str, P
 def test_what_a_gguf_file_cannot_say_is_not_guessed(checkpoints: dict[str, Path]) -> None:
     assert load(checkpoints["gguf"]).config.windows == (None, None)
     assert load(str(checkpoints["hf"]), window=7).config.windows == (7, 7)
+
+
+def test_a_window_can_be_taken_away(checkpoints: dict[str, Path]) -> None:
+    model = load(checkpoints["hf"], window="off")
+    assert model.config.windows == (None, None)
+    expected = tiny.logits(tiny.tiny_model(seed=1, sliding_window=None), IDS)
+    np.testing.assert_allclose(model.logits(IDS), expected, atol=1e-4)
+    for wrong in (0, -1, 2.5, True, 1 << 40, "on"):
+        with pytest.raises(ConfigError, match=f"whole number of keys from 1 to 1073741824, found {wrong!r}"):
+            load(checkpoints["hf"], window=wrong)
+
+
+def test_a_sequence_that_memory_cannot_hold_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(checkpoints["hf"], tmp_path / "hf")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1 << 30}))
+    model = load(folder, window=1 << 30)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 36, LIMIT[1]))
+    try:
+        with pytest.raises(OutOfMemoryError, match="keys and values of 1073741824 positions"):
+            model.generate(IDS[:3])
+        assert len(model.generate(IDS[:3], max_tokens=2, ignore_eos=True).ids) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, LIMIT)
 
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 30])

@@ -112,7 +112,7 @@ def test_ids_that_name_no_token_are_refused(any_tokenizer: Tokenizer, beyond: in
 
 
 def test_half_a_surrogate_pair_is_refused(any_tokenizer: Tokenizer) -> None:
-    with pytest.raises(TokenizerError, match=r"half a surrogate pair \('\\ud83d'\) at character 2"):
+    with pytest.raises(TokenizerError, match=r"half a surrogate pair at character 2"):
         any_tokenizer.encode("ab\ud83d")
 
 

@@ -88,13 +88,23 @@ class LlamaCpp:
         params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 64, 1, 1
         params.warmup = False
         self._server = xllamacpp.Server(params)
-        self._address = self._server.listening_address + "/tokenize"
+
+    def ask(self, route: str, **question: Any) -> dict[str, Any]:
+        body = json.dumps(question).encode()
+        url = f"{self._server.listening_address}/{route}"
+        with urlopen(Request(url, body, {"Content-Type": "application/json"})) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
 
     def encode(self, text: str) -> list[int]:
-        body = json.dumps({"content": text, "add_special": False, "parse_special": False}).encode()
-        with urlopen(Request(self._address, body, {"Content-Type": "application/json"})) as answer:
-            ids: list[int] = json.load(answer)["tokens"]
-            return ids
+        ids: list[int] = self.ask("tokenize", content=text, add_special=False, parse_special=False)["tokens"]
+        return ids
+
+    def ends_with(self, token_id: int) -> bool:
+        """Whether this token, when the model chooses it, ends the text."""
+        bias = [[token_id, 1000.0]]
+        answer = self.ask("completion", prompt="a", n_predict=2, temperature=0, logit_bias=bias, cache_prompt=False)
+        return bool(answer["stop_type"] == "eos")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +122,15 @@ def test_llama_cpp_on_the_corpus(llama_cpp: LlamaCpp, of_kind: Kinds, corpus: li
 @given(text=st.text())
 def test_llama_cpp_on_any_text(llama_cpp: LlamaCpp, of_kind: Kinds, text: str) -> None:
     assert of_kind("gguf-smollm").encode(text) == llama_cpp.encode(text)
+
+
+def test_llama_cpp_ends_texts_at_the_same_tokens(llama_cpp: LlamaCpp, of_kind: Kinds) -> None:
+    ours = of_kind("gguf-smollm")
+    control = ours.control_tokens()
+    assert {name for name, i in control.items() if i in ours.end_ids} == {
+        name for name, i in control.items() if llama_cpp.ends_with(i)
+    }
+    assert ours.end_ids > {ours.eos_id}
 
 
 @pytest.mark.slow

@@ -37,31 +37,10 @@ _FILTERS = (
 _METHODS: dict[type, frozenset[str]] = {
     str: frozenset(
         (
-            *(
-                "capitalize",
-                "count",
-                "endswith",
-                "find",
-                "index",
-                "isalnum",
-                "isalpha",
-                "isdigit",
-                "islower",
-                "isnumeric",
-            ),
-            *("isspace", "isupper", "join", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace"),
-            *(
-                "rfind",
-                "rpartition",
-                "rsplit",
-                "rstrip",
-                "split",
-                "splitlines",
-                "startswith",
-                "strip",
-                "title",
-                "upper",
-            ),
+            *("capitalize", "count", "endswith", "find", "index", "isalnum", "isalpha", "isdigit", "islower"),
+            *("isnumeric", "isspace", "isupper", "join", "lower", "lstrip", "partition", "removeprefix"),
+            *("removesuffix", "replace", "rfind", "rpartition", "rsplit", "rstrip", "split", "splitlines"),
+            *("startswith", "strip", "title", "upper"),
         )
     ),
     dict: frozenset({"get", "items", "keys", "values"}),

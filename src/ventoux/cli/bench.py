@@ -15,6 +15,7 @@ from ventoux.errors import RequestError
 from ventoux.model import Mistral
 
 CHUNK = 512  # prompt tokens in one pass, as the engine's budget
+MAX_STREAMS = 512  # all of them decode in one pass
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
     assert isinstance(backend, cpu.Backend)
     if shape.depth < 0:
         raise RequestError(f"depth must be at least 0, found {shape.depth}")
+    if shape.streams > MAX_STREAMS:
+        raise RequestError(f"streams must be at most {MAX_STREAMS}, found {shape.streams}")
     if shape.length > model.config.context_length:
         raise RequestError(
             f"depth, prompt and new are {shape.length} positions, but the context holds {model.config.context_length};"

@@ -5,11 +5,14 @@ import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ventoux.engine import Finished
 from ventoux.errors import VentouxError
 from ventoux.model import Mistral
+
+if TYPE_CHECKING:
+    from prompt_toolkit.history import History
 
 HELP = """\
 Enter sends, Alt-Enter starts a new line, Ctrl-C stops an answer, Ctrl-D ends.
@@ -100,7 +103,7 @@ def command(conversation: Conversation, line: str) -> str:
     if name == "/save" and rest:
         path = Path(rest).expanduser()
         try:
-            path.write_text(json.dumps(conversation.messages, ensure_ascii=False, indent=2) + "\n")
+            path.write_text(json.dumps(conversation.messages, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             return f"cannot write {path}: {error.strerror}"
         return f"saved {len(conversation.messages)} messages to {path}"
@@ -118,10 +121,7 @@ def summary(conversation: Conversation) -> str:
 def typed() -> Iterator[str]:
     """Messages from the terminal, with history, until Ctrl-D. Ctrl-C clears the line."""
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.history import FileHistory
     from prompt_toolkit.key_binding import KeyBindings
-
-    from ventoux.checkpoint.pull import cache_folder
 
     keys = KeyBindings()
 
@@ -133,11 +133,7 @@ def typed() -> Iterator[str]:
     def _(event: Any) -> None:
         event.current_buffer.insert_text("\n")
 
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    session: PromptSession[str] = PromptSession(
-        "> ", multiline=True, key_bindings=keys, history=FileHistory(str(folder / "chat-history"))
-    )
+    session: PromptSession[str] = PromptSession("> ", multiline=True, key_bindings=keys, history=history())
     while True:
         try:
             yield session.prompt()
@@ -145,6 +141,21 @@ def typed() -> Iterator[str]:
             continue
         except EOFError:
             return
+
+
+def history() -> "History":
+    """What was typed in earlier chats; only in this one where the cache folder cannot be written."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    from ventoux.checkpoint.pull import cache_folder
+
+    file = cache_folder() / "chat-history"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.open("ab").close()
+    except OSError:
+        return InMemoryHistory()
+    return FileHistory(file)
 
 
 def show(pieces: Iterable[str]) -> None:

@@ -7,6 +7,8 @@ import argparse
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ventoux.errors import RequestError, shown
+
 if TYPE_CHECKING:
     from ventoux.model import Mistral
 
@@ -39,7 +41,9 @@ def model_flags() -> ArgumentParser:
     flags = Parser(add_help=False)
     group = flags.add_argument_group("the model")
     group.add_argument("-m", "--model", metavar="MODEL", help=MODEL_HELP)
-    group.add_argument("--window", type=int, metavar="N", help="sliding window in keys, which a GGUF file cannot say")
+    group.add_argument(
+        "--window", type=window, metavar="N", help="sliding window in keys, which a GGUF file cannot say; off for none"
+    )
     group.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     group.add_argument(
         "--compute",
@@ -54,8 +58,10 @@ def load(args: Namespace, *, name: str | None = None) -> "Mistral":
     """The model that the flags mean; `name` stands for --model where a command takes it as an argument."""
     from ventoux.model import load
 
+    if name is not None and args.model is not None:
+        raise RequestError(f"the model is named twice, {shown(name)} and {shown(args.model)}; name it once")
     return load(
-        name or args.model,
+        args.model if name is None else name,
         window=args.window,
         threads=args.threads,
         compute=args.compute,
@@ -98,7 +104,11 @@ def bias(text: str) -> tuple[int, float]:
         raise argparse.ArgumentTypeError(f"expected ID=X, for example 15=-2.5, found {text!r}") from None
 
 
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+def window(text: str) -> int | str:
+    return text if text == "off" else positive(text, other="off or ")
+
+
+def positive(text: str, *, other: str = "") -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected {other}a whole number of at least 1, found {text!r}")
     return int(text)

@@ -10,7 +10,7 @@ def tokenize(model: Mistral, text: str, *, chat: bool, as_json: bool) -> None:
     if chat:
         ids = model.chat_format.encode([{"role": "user", "content": text}], tokenizer=tokenizer)
     else:
-        ids = tokenizer.encode(text, bos=tokenizer.bos_id is not None)
+        ids = tokenizer.encode(text, bos=True)
     control = {number: name for name, number in tokenizer.control_tokens().items()}
     pieces = [control.get(i) or tokenizer.token_bytes(i).decode(errors="backslashreplace") for i in ids]
     if as_json:

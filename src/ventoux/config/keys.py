@@ -4,11 +4,11 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
-from ventoux.config.model import ModelConfig
+from ventoux.config.model import LONGEST, ModelConfig
 from ventoux.errors import ConfigError, shown
 
 # No model comes near these; they keep every product of sizes far from overflow, and every loop over layers short.
-LARGEST = {"layers": 1 << 10, "width": 1 << 20, "vocabulary": 1 << 24, "positions": 1 << 30}
+LARGEST = {"layers": 1 << 10, "width": 1 << 20, "vocabulary": 1 << 24, "positions": LONGEST}
 
 
 class Keys:

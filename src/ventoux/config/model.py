@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 
 from ventoux.errors import ConfigError
 
+LONGEST = 1 << 30  # positions of a context or a window, far beyond any model; no product of sizes overflows
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -34,7 +36,7 @@ class ModelConfig:
         return None if None in self.windows else max(w for w in self.windows if w is not None)
 
     def with_window(self, window: int | None) -> "ModelConfig":
-        """The same model with one window in every layer: what a GGUF file cannot say."""
-        if window is not None and window < 1:
-            raise ConfigError(f"the window must be at least 1 key, found {window}")
+        """The same model with one window in every layer, None for full attention: what a file says wrongly, or not."""
+        if window is not None and (type(window) is not int or not 1 <= window <= LONGEST):
+            raise ConfigError(f"the window must be a whole number of keys from 1 to {LONGEST}, found {window!r}")
         return replace(self, windows=(window,) * self.num_layers)

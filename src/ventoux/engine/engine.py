@@ -6,7 +6,7 @@ from ventoux.batch import Backend, Batch, Float32, Segment
 from ventoux.engine.generation import Generation
 from ventoux.engine.request import Event, Finished, Reason, Request, check_ids, check_prompt
 from ventoux.engine.scheduler import Chunk, Progress, schedule
-from ventoux.errors import PromptTooLongError, RequestError
+from ventoux.errors import OutOfMemoryError, PromptTooLongError, RequestError
 from ventoux.tokenizer.base import Tokenizer
 
 
@@ -27,8 +27,7 @@ class Engine:
         self._budget = budget
         self._max_sequences = max_sequences
         self._cache = backend.new_cache()
-        own_eos = tokenizer.eos_id if tokenizer else None
-        self._eos_ids = {*backend.config.eos_ids, *(() if own_eos is None else (own_eos,))}
+        self._eos_ids = {*backend.config.eos_ids, *(tokenizer.end_ids if tokenizer else ())}
         self._keys = count()
         self._waiting: dict[int, Generation] = {}
         self._running: dict[int, Generation] = {}
@@ -88,8 +87,8 @@ class Engine:
             try:
                 segments.append(self._segment(chunk))
                 chunks.append(chunk)
-            except Exception as error:  # the cache has no room for it
-                self._end(chunk.key, "error", error)
+            except MemoryError as error:
+                self._end(chunk.key, "error", self._no_room(chunk.key, error))
         if chunks:
             self._forward(chunks, Batch.pack(segments))
         events, self._events = self._events, []
@@ -112,6 +111,15 @@ class Engine:
         assert generation.slot is not None
         ids = generation.ids[chunk.start : chunk.start + chunk.count]
         return Segment(generation.slot, chunk.start, ids, logits=int(chunk.last))
+
+    def _no_room(self, key: int, cause: MemoryError) -> OutOfMemoryError:
+        length, window = self._waiting[key].length, self._backend.config.window
+        positions = length if window is None else min(length, window)
+        error = OutOfMemoryError(
+            f"the keys and values of {positions} positions do not fit into memory; set max_tokens or the window lower"
+        )
+        error.__cause__ = cause
+        return error
 
     def _forward(self, chunks: list[Chunk], batch: Batch) -> None:
         try:

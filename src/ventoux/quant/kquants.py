@@ -18,9 +18,7 @@ def unpack_q4_k(blocks: Bytes) -> Float32:
 def unpack_q5_k(blocks: Bytes) -> Float32:
     """d, dmin fp16; 12 bytes of scales and minima; 32 bytes of fifth bits; 128 bytes of nibbles -> [blocks, 256]."""
     shifts = np.arange(8, dtype=np.uint8)[:, None]
-    fifth = blocks[:, None, 16:48] >> shifts & np.uint8(
-        1
-    )  # [blocks, 8, 32]: bit s of byte i belongs to weight 32 s + i
+    fifth = blocks[:, None, 16:48] >> shifts & np.uint8(1)  # [blocks, 8, 32]: bit s of byte i is weight 32 s + i's
     return _scaled(blocks, _nibbles(blocks[:, 48:176]) | fifth << np.uint8(4))
 
 

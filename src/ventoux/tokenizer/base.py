@@ -29,6 +29,11 @@ class Tokenizer(Protocol):
     def eos_id(self) -> int | None: ...
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        """Every id that ends a text or an answer: the EOS, and control tokens known by their names for it."""
+        ...
+
+    @property
     def version(self) -> str | None:
         """Mistral's name of the tokenizer when the file tells: "v1", "v2", "v3", "v7"; None for other models."""
         ...

@@ -7,6 +7,16 @@ from typing import Any
 
 from ventoux.errors import TokenizerError
 
+# Control tokens that end a text or an answer in every model that has them. Files name only one or two of a model's
+# ends: SmolLM2's says <|im_end|>, but it was trained on texts that end in <|endoftext|>, and on code before
+# which <reponame> stands. Source: llama.cpp's src/llama-vocab.cpp (end-of-generation tokens).
+END_NAMES = frozenset(
+    (
+        *("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|end|>"),
+        *("<end_of_turn>", "<end_of_utterance>", "<EOT>", "_<EOT>", "<reponame>"),
+    )
+)
+
 
 @dataclass(frozen=True)
 class Specials:
@@ -20,6 +30,11 @@ class Specials:
     eos_id: int | None
     adds_bos: bool
     version: str | None
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        named = {token_id for name, token_id in self.control.items() if name in END_NAMES}
+        return frozenset(named if self.eos_id is None else named | {self.eos_id})
 
 
 def gguf_specials(

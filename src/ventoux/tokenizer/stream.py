@@ -42,6 +42,10 @@ class PieceTokenizer(ABC):
         return self.specials.eos_id
 
     @property
+    def end_ids(self) -> frozenset[int]:
+        return self.specials.end_ids
+
+    @property
     def version(self) -> str | None:
         return self.specials.version
 
@@ -50,9 +54,10 @@ class PieceTokenizer(ABC):
         try:
             text.encode()
         except UnicodeEncodeError as error:
+            code = ord(text[error.start])  # bytes that are no UTF-8 come from shells and pipes as these surrogates
+            found = f"the byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else "half a surrogate pair"
             raise TokenizerError(
-                f"expected text, found half a surrogate pair ({text[error.start]!a}) at character {error.start};"
-                " decode the input as UTF-8 first"
+                f"expected text, found {found} at character {error.start}, which is no UTF-8; convert the input"
             ) from None
         try:
             ids = self._cut(text)
