@@ -22,18 +22,18 @@ struct Matrix {
 // Columns that share an activation scale when activations are quantized for this format; 0 for float formats.
 constexpr int activation_group(Format f) { return f <= Format::BF16 ? 0 : f == Format::Q6_K ? 16 : 32; }
 
-// Activations [T, columns] regrouped for a kernel: tiles of a few rows in which neighbouring rows are neighbouring
+// Activations [tokens, columns] regrouped for a kernel: tiles of a few tokens in which neighbouring tokens are neighbouring
 // scalars, so that a broadcast load follows the last one. Plain rows 4,096 bytes apart would share their L1 sets.
-//   float:     x      [tile][column][row of the tile]
-//   quantized: quads  [tile][group][column / 4][row of the tile], four int8 in an int32
-//              scale  [tile][group][row of the tile]
-//              sum    [tile][group][row of the tile], scale * (sum of the group's int8): what a weight's minimum multiplies
-// A tile that starts at row m starts at offset m * (a row's length) in each array.
+//   float:     x      [tile][column][token of the tile]
+//   quantized: quads  [tile][group][column / 4][token of the tile][high, low], four int8 in an int32
+//              scale  [tile][group][token of the tile]
+//              sum    [tile][group][token of the tile], the group's sum: what a weight's minimum is multiplied with
+// A tile that starts at token t starts at offset t * (a token's length) in each array.
 //
-// A quantized token has 16 bits: it is two rows of int8, x = (255 high + low) * scale, whose products are added in the end.
-// One row of int8 is not enough: on the default model it costs 0.5% of perplexity, and Paris (docs/performance.md).
+// A quantized activation has 16 bits: x = (256 high + low) * scale, both int8, whose products are added as integers.
+// One int8 is not enough: on the default model it costs 0.5% of perplexity, and Paris (docs/performance.md).
 struct Activations {
-  int rows, columns, group;  // rows: T, or 2 T when quantized
+  int tokens, columns, group;
   float* x;
   int32_t* quads;
   float *scale, *sum;
@@ -65,8 +65,8 @@ static inline size_t head_bytes(const AttentionShape& s, int slots) {
 
 struct Kernels {
   const char* name;
-  // Regroups rows [row0, row1) of x into `to`, counted as `to` does; row0 is a multiple of the widest tile.
-  void (*regroup)(const float* x, const Activations& to, int row0, int row1);
+  // Regroups tokens [first, last) of x into `to`; `first` is a multiple of the widest tile.
+  void (*regroup)(const float* x, const Activations& to, int first, int last);
   // y[:, 16 * panel ...] (+)= x . w for panels [panel0, panel1); y has w.rows columns. `scratch`: kScratchBytes.
   void (*linear)(const Matrix& w, const Activations& x, float* y, bool add, int panel0, int panel1, uint8_t* scratch);
   // y = x / rms(x) * weight for one row.
@@ -81,8 +81,8 @@ struct Kernels {
                  const uint8_t* chunk_keys, const uint8_t* chunk_values, float* out, float* scores);
 };
 
-constexpr int kTerms = 2;                    // rows of int8 for a quantized token
-constexpr int kWidestTile = 12;              // rows; regrouping splits its work at multiples of it
+constexpr int kTerms = 2;                    // int8 for a quantized activation: high and low
+constexpr int kWidestTile = 12;              // tokens; regrouping splits its work at multiples of it
 constexpr size_t kScratchBytes = 64 * 1024;  // for a thread: unpacked weights, in L1 and L2
 
 extern const Kernels kPortable;

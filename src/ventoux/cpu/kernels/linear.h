@@ -1,6 +1,6 @@
-// y (+)= x . w over packed weights: one row straight from memory, many rows through a strip that is unpacked to L1 once.
+// y (+)= x . w over packed weights: one token straight from memory, many through a strip that is unpacked to L1 once.
 //
-// Every output is the same sum in the same order, group by group (or column by column), whatever the number of rows:
+// Every output is the same sum in the same order, group by group (or column by column), whatever the number of tokens:
 // a sequence's logits do not depend on who shares its batch.
 #pragma once
 
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kStripLines = 256;  // 16 KiB of unpacked bytes: leaves half of L1 to a tile of activations
 constexpr int kStripColumns = 256;  // 16 KiB of unpacked floats
-constexpr int kRowBlock = 20 * kWidestTile;  // rows whose partial sums (16 floats each) wait in scratch between strips
+constexpr int kTokenBlock = 20 * kWidestTile;  // tokens whose partial sums (16 floats each) wait between strips
 
 struct Strip {
   alignas(64) uint8_t bytes[kStripLines * 64];
@@ -23,7 +23,7 @@ struct Scratch {
     Strip strip;
     alignas(64) float columns[kStripColumns * kPanel];
   };
-  alignas(64) float partial[kRowBlock * kPanel];
+  alignas(64) float partial[kTokenBlock * kPanel];
 };
 static_assert(sizeof(Scratch) <= kScratchBytes, "kScratchBytes is too small");
 
@@ -45,26 +45,24 @@ inline Floats add_group(Floats sum, Floats dot, Floats scale, Floats min, float 
 }
 
 template <Format f>
-inline void quantized_row(const Matrix& w, const Activations& x, float* y, bool add_to, int panel) {
+inline void quantized_token(const Matrix& w, const Activations& x, float* y, bool add_to, int panel) {
   constexpr Layout l = layout(f);
   const int groups = w.columns / l.group;
   const uint8_t* data = w.data + size_t(panel) * w.panel_bytes;
-  Floats sum[kTerms] = {splat(0), splat(0)};
+  Floats sum = splat(0);
   for (int g = 0; g < groups; g++) {
     const Group group = group_at<f>(data, g);
     const int32_t* quads = x.quads + size_t(g) * l.lines() * kTerms;
-    Dot<l.bits> dot[kTerms] = {Dot<l.bits>::zero(), Dot<l.bits>::zero()};
+    Dot<l.bits> high = Dot<l.bits>::zero(), low = Dot<l.bits>::zero();
 #pragma GCC unroll 8
     for (int j = 0; j < l.lines(); j++) {
       const Bytes line = line_at<f>(group.quants, j);
-      for (int r = 0; r < kTerms; r++) dot[r].add(line, quads[kTerms * j + r], j);
+      high.add(line, quads[kTerms * j], j);
+      low.add(line, quads[kTerms * j + 1], j);
     }
-    for (int r = 0; r < kTerms; r++) {
-      const int at = kTerms * g + r;
-      sum[r] = add_group(sum[r], dot[r].total(), group.scale, group.min, x.scale[at], x.sum[at]);
-    }
+    sum = add_group(sum, total(high, low), group.scale, group.min, x.scale[g], x.sum[g]);
   }
-  finish(y + size_t(panel) * kPanel, w.rows - panel * kPanel, add_to, add(sum[0], sum[1]));
+  finish(y + size_t(panel) * kPanel, w.rows - panel * kPanel, add_to, sum);
 }
 
 template <Format f>
@@ -79,56 +77,61 @@ inline void unpack_bytes(const uint8_t* panel, int g0, int n, Strip& to) {
   }
 }
 
-template <int kBits, int kLines, int MR>
+template <int kBits, int kLines, int MT>
 inline void quantized_tile(const Strip& w, const int32_t* quads, const float* x_scale, const float* x_sum, int n, float* partial,
-                      bool first) {
-  Floats sum[MR];
-  for (int m = 0; m < MR; m++) sum[m] = first ? splat(0) : load(partial + m * kPanel);
-  for (int g = 0; g < n; g++, quads += kLines * MR, x_scale += MR, x_sum += MR) {
-    Dot<kBits> dot[MR];
+                           bool first) {
+  constexpr int rows = MT * kTerms;
+  Floats sum[MT];
+  for (int t = 0; t < MT; t++) sum[t] = first ? splat(0) : load(partial + t * kPanel);
+  for (int g = 0; g < n; g++, quads += kLines * rows, x_scale += MT, x_sum += MT) {
+    Dot<kBits> dot[rows];
 #pragma GCC unroll 16
-    for (int m = 0; m < MR; m++) dot[m] = Dot<kBits>::zero();
+    for (int r = 0; r < rows; r++) dot[r] = Dot<kBits>::zero();
 #pragma GCC unroll 8
     for (int j = 0; j < kLines; j++) {
       const Bytes line = load_bytes(w.bytes + (g * kLines + j) * 64);
 #pragma GCC unroll 16
-      for (int m = 0; m < MR; m++) dot[m].add(line, quads[j * MR + m], j);
+      for (int r = 0; r < rows; r++) dot[r].add(line, quads[j * rows + r], j);
     }
     const Floats scale = load(w.scale + g * kPanel), min = load(w.min + g * kPanel);
 #pragma GCC unroll 16
-    for (int m = 0; m < MR; m++) sum[m] = add_group(sum[m], dot[m].total(), scale, min, x_scale[m], x_sum[m]);
+    for (int t = 0; t < MT; t++)
+      sum[t] = add_group(sum[t], total(dot[kTerms * t], dot[kTerms * t + 1]), scale, min, x_scale[t], x_sum[t]);
   }
-  for (int m = 0; m < MR; m++) store(partial + m * kPanel, sum[m]);
+  for (int t = 0; t < MT; t++) store(partial + t * kPanel, sum[t]);
+}
+
+// Writes the sums of tokens [token0, token1) of one panel.
+inline void finish_block(const Matrix& w, const Scratch& scratch, float* y, bool add_to, int panel, int token0, int token1) {
+  for (int t = token0; t < token1; t++)
+    finish(y + size_t(t) * w.rows + size_t(panel) * kPanel, w.rows - panel * kPanel, add_to,
+           load(scratch.partial + (t - token0) * kPanel));
 }
 
 template <Format f>
-inline void quantized_rows(const Matrix& w, const Activations& x, float* y, bool add_to, int panel, int row0, int row1,
-                      Scratch& scratch) {
+inline void quantized_tokens(const Matrix& w, const Activations& x, float* y, bool add_to, int panel, int token0, int token1,
+                             Scratch& scratch) {
   constexpr Layout l = layout(f);
   constexpr int step = kStripLines / l.lines();
-  const size_t groups = size_t(w.columns / l.group);
+  const int groups = w.columns / l.group;
   const uint8_t* data = w.data + size_t(panel) * w.panel_bytes;
-  for (int g0 = 0; g0 < int(groups); g0 += step) {
-    const int n = g0 + step < int(groups) ? step : int(groups) - g0;
+  for (int g0 = 0; g0 < groups; g0 += step) {
+    const int n = g0 + step < groups ? step : groups - g0;
     unpack_bytes<f>(data, g0, n, scratch.strip);
-    for_each_tile(row0, row1, [&](int m, auto size) {
-      constexpr int MR = decltype(size)::value;
-      const size_t at = m * groups + size_t(g0) * MR;
-      quantized_tile<l.bits, l.lines(), MR>(scratch.strip, x.quads + at * l.lines(), x.scale + at, x.sum + at, n,
-                                       scratch.partial + (m - row0) * kPanel, g0 == 0);
+    for_each_tile<kQuantizedTile>(token0, token1, [&](int t, auto size) {
+      constexpr int MT = decltype(size)::value;
+      const size_t at = size_t(t) * groups + size_t(g0) * MT;
+      quantized_tile<l.bits, l.lines(), MT>(scratch.strip, x.quads + at * l.lines() * kTerms, x.scale + at, x.sum + at, n,
+                                            scratch.partial + (t - token0) * kPanel, g0 == 0);
     });
   }
-  for (int m = row0; m < row1; m += kTerms) {
-    const float* partial = scratch.partial + (m - row0) * kPanel;
-    finish(y + size_t(m / kTerms) * w.rows + size_t(panel) * kPanel, w.rows - panel * kPanel, add_to,
-           add(load(partial), load(partial + kPanel)));
-  }
+  finish_block(w, scratch, y, add_to, panel, token0, token1);
 }
 
 // --- float activations ---
 
 template <Format f>
-inline void float_row(const Matrix& w, const Activations& x, float* y, bool add_to, int panel) {
+inline void float_token(const Matrix& w, const Activations& x, float* y, bool add_to, int panel) {
   const uint8_t* data = w.data + size_t(panel) * w.panel_bytes;
   Floats sum = splat(0);
   for (int c = 0; c < w.columns; c++) sum = fma(column_at<f>(data, c), splat(x.x[c]), sum);
@@ -158,34 +161,32 @@ inline void unpack_floats(const uint8_t* panel, int c0, int n, float* to) {
   }
 }
 
-template <int MR>
+template <int MT>
 inline void float_tile(const float* w, const float* x, int n, float* partial, bool first) {
-  Floats sum[MR];
-  for (int m = 0; m < MR; m++) sum[m] = first ? splat(0) : load(partial + m * kPanel);
+  Floats sum[MT];
+  for (int t = 0; t < MT; t++) sum[t] = first ? splat(0) : load(partial + t * kPanel);
   for (int c = 0; c < n; c++) {
     const Floats column = load(w + c * kPanel);
 #pragma GCC unroll 16
-    for (int m = 0; m < MR; m++) sum[m] = fma(column, splat(x[c * MR + m]), sum[m]);
+    for (int t = 0; t < MT; t++) sum[t] = fma(column, splat(x[c * MT + t]), sum[t]);
   }
-  for (int m = 0; m < MR; m++) store(partial + m * kPanel, sum[m]);
+  for (int t = 0; t < MT; t++) store(partial + t * kPanel, sum[t]);
 }
 
 template <Format f>
-inline void float_rows(const Matrix& w, const Activations& x, float* y, bool add_to, int panel, int row0, int row1,
-                       Scratch& scratch) {
+inline void float_tokens(const Matrix& w, const Activations& x, float* y, bool add_to, int panel, int token0, int token1,
+                         Scratch& scratch) {
   const uint8_t* data = w.data + size_t(panel) * w.panel_bytes;
   for (int c0 = 0; c0 < w.columns; c0 += kStripColumns) {
     const int n = c0 + kStripColumns < w.columns ? kStripColumns : w.columns - c0;
     unpack_floats<f>(data, c0, n, scratch.columns);
-    for_each_tile(row0, row1, [&](int m, auto size) {
-      constexpr int MR = decltype(size)::value;
-      float_tile<MR>(scratch.columns, x.x + size_t(m) * w.columns + size_t(c0) * MR, n, scratch.partial + (m - row0) * kPanel,
+    for_each_tile<kTile>(token0, token1, [&](int t, auto size) {
+      constexpr int MT = decltype(size)::value;
+      float_tile<MT>(scratch.columns, x.x + size_t(t) * w.columns + size_t(c0) * MT, n, scratch.partial + (t - token0) * kPanel,
                      c0 == 0);
     });
   }
-  for (int m = row0; m < row1; m++)
-    finish(y + size_t(m) * w.rows + size_t(panel) * kPanel, w.rows - panel * kPanel, add_to,
-           load(scratch.partial + (m - row0) * kPanel));
+  finish_block(w, scratch, y, add_to, panel, token0, token1);
 }
 
 // --- both ---
@@ -193,23 +194,23 @@ inline void float_rows(const Matrix& w, const Activations& x, float* y, bool add
 template <Format f>
 inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, Scratch& scratch) {
   constexpr bool blocks = layout(f).bits > 0;
-  if (x.group ? x.rows == kTerms : x.rows == 1 && !blocks) {
+  if (x.tokens == 1 && (x.group || !blocks)) {
     for (int p = panel0; p < panel1; p++) {
-      if constexpr (blocks) quantized_row<f>(w, x, y, add_to, p);
-      else float_row<f>(w, x, y, add_to, p);
+      if constexpr (blocks) quantized_token<f>(w, x, y, add_to, p);
+      else float_token<f>(w, x, y, add_to, p);
     }
     return;
   }
-  for (int row0 = 0; row0 < x.rows; row0 += kRowBlock) {
-    const int row1 = row0 + kRowBlock < x.rows ? row0 + kRowBlock : x.rows;
+  for (int token0 = 0; token0 < x.tokens; token0 += kTokenBlock) {
+    const int token1 = token0 + kTokenBlock < x.tokens ? token0 + kTokenBlock : x.tokens;
     for (int p = panel0; p < panel1; p++) {
       if constexpr (blocks) {
         if (x.group) {
-          quantized_rows<f>(w, x, y, add_to, p, row0, row1, scratch);
+          quantized_tokens<f>(w, x, y, add_to, p, token0, token1, scratch);
           continue;
         }
       }
-      float_rows<f>(w, x, y, add_to, p, row0, row1, scratch);
+      float_tokens<f>(w, x, y, add_to, p, token0, token1, scratch);
     }
   }
 }

@@ -22,9 +22,8 @@ size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Activations of some tokens for one group size, in memory from `at` on; moves `at` behind them.
 Activations place(int tokens, int columns, int group, uint8_t*& at) {
-  const int rows = group == 0 ? tokens : kTerms * tokens;
-  Activations a{rows, columns, group, nullptr, nullptr, nullptr, nullptr};
-  const size_t n = size_t(rows) * size_t(columns);
+  Activations a{tokens, columns, group, nullptr, nullptr, nullptr, nullptr};
+  const size_t n = size_t(tokens) * size_t(columns);
   const auto take = [&](size_t bytes) {
     uint8_t* p = at;
     at += padded(bytes);
@@ -33,7 +32,7 @@ Activations place(int tokens, int columns, int group, uint8_t*& at) {
   if (group == 0) {
     a.x = (float*)take(n * 4);
   } else {
-    a.quads = (int32_t*)take(n);
+    a.quads = (int32_t*)take(kTerms * n);
     a.scale = (float*)take(n / size_t(group) * 4);
     a.sum = (float*)take(n / size_t(group) * 4);
   }
@@ -41,8 +40,8 @@ Activations place(int tokens, int columns, int group, uint8_t*& at) {
 }
 
 size_t placed_bytes(int tokens, int columns, int group) {
-  const size_t n = size_t(tokens) * size_t(columns), terms = kTerms * n;
-  return group == 0 ? padded(n * 4) : padded(terms) + 2 * padded(terms / size_t(group) * 4);
+  const size_t n = size_t(tokens) * size_t(columns);
+  return group == 0 ? padded(n * 4) : padded(kTerms * n) + 2 * padded(n / size_t(group) * 4);
 }
 
 }  // namespace
@@ -64,7 +63,7 @@ void linear(Pool& pool, const float* x, int tokens, int columns, const std::vect
   for (int group : groups) {
     activations.push_back(place(tokens, columns, group, memory));
     const Activations& to = activations.back();
-    run_parts(pool, to.rows, kWidestTile, [&](int first, int last, int) { kernels.regroup(x, to, first, last); });
+    run_parts(pool, to.tokens, kWidestTile, [&](int first, int last, int) { kernels.regroup(x, to, first, last); });
   }
 
   // All products in one run: a thread that is done with the first goes on with the second.

@@ -6,77 +6,74 @@
 namespace ventoux {
 namespace {
 
-// One group of one token -> two rows of int8, high and low, and their scales.
-struct Terms {
+// One group of one token -> int8 pairs; `sum` is scale * (sum of what they stand for).
+struct Quantized {
   alignas(32) int8_t q[kTerms][32];
-  float scale[kTerms], sum[kTerms];
+  float scale, sum;
 };
 
-inline Terms quantize_group(const float* x, int group) {
-  Terms t = {};
+inline Quantized quantize_group(const float* x, int group) {
+  Quantized to = {};
   Floats peak = abs(load(x)), all = load(x);
   if (group == 32) peak = max(peak, abs(load(x + 16))), all = add(all, load(x + 16));
   // NaN and infinity (which 0 turns into NaN, and a maximum may lose) go on to the logits, where they are reported.
   if (reduce_add(mul(all, splat(0))) != 0) {
-    for (int r = 0; r < kTerms; r++) t.scale[r] = t.sum[r] = __builtin_nanf("");
-    return t;
+    to.scale = to.sum = __builtin_nanf("");
+    return to;
   }
-  constexpr float largest = 127 * 255 + 127;
-  const float most = reduce_max(peak), scale = most / largest;
+  constexpr float largest = 127 * 256 + 127;
+  const float most = reduce_max(peak);
+  to.scale = most / largest;
   const Floats inverse = splat(most > 0 ? largest / most : 0), limit = splat(127);
   for (int i = 0; i < group; i += 16) {
-    const Floats whole = mul(load(x + i), inverse), high = round(mul(whole, splat(1.0f / 255)));
-    const Floats low = round(fnma(high, splat(255), whole));  // -127.5 .. 127.5 before rounding
-    store_int8(t.q[0] + i, high);
-    store_int8(t.q[1] + i, min(max(low, sub(splat(0), limit)), limit));
+    const Floats whole = mul(load(x + i), inverse), high = round(mul(whole, splat(1.0f / 256)));
+    // -128 .. 128; the ends are cut to what every kernel can multiply, an error of one in 32,639.
+    const Floats low = round(fnma(high, splat(256), whole));
+    store_int8(to.q[0] + i, high);
+    store_int8(to.q[1] + i, min(max(low, sub(splat(0), limit)), limit));
   }
-  for (int r = 0; r < kTerms; r++) {
-    int total = 0;
-    for (int i = 0; i < group; i++) total += t.q[r][i];
-    t.scale[r] = r == 0 ? 255 * scale : scale;
-    t.sum[r] = t.scale[r] * float(total);
-  }
-  return t;
+  int high = 0, low = 0;
+  for (int i = 0; i < group; i++) high += to.q[0][i], low += to.q[1][i];
+  to.sum = to.scale * float(256 * high + low);
+  return to;
 }
 
-template <int MR>
-inline void regroup_quantized(const float* x, const Activations& to, int m) {
+template <int MT>
+inline void regroup_quantized(const float* x, const Activations& to, int token) {
   const size_t columns = size_t(to.columns), groups = columns / to.group;
   const int words = to.group / 4;
-  for (int r = 0; r < MR; r += kTerms) {
-    const float* row = x + (m + r) / kTerms * columns;
+  for (int t = 0; t < MT; t++) {
+    const float* row = x + (token + t) * columns;
     for (size_t g = 0; g < groups; g++) {
-      const Terms terms = quantize_group(row + g * to.group, to.group);
+      const Quantized group = quantize_group(row + g * to.group, to.group);
+      const size_t at = token * groups + g * MT;
+      to.scale[at + t] = group.scale;
+      to.sum[at + t] = group.sum;
       for (int term = 0; term < kTerms; term++) {
-        const size_t at = m * groups + g * MR + r + term;
-        to.scale[at] = terms.scale[term];
-        to.sum[at] = terms.sum[term];
         int32_t quads[8];
-        __builtin_memcpy(quads, terms.q[term], sizeof quads);
-        int32_t* out = to.quads + (m * groups + g * MR) * words + r + term;
-        for (int j = 0; j < words; j++) out[j * MR] = quads[j];
+        __builtin_memcpy(quads, group.q[term], sizeof quads);
+        int32_t* out = to.quads + at * words * kTerms + t * kTerms + term;
+        for (int j = 0; j < words; j++) out[j * MT * kTerms] = quads[j];
       }
     }
   }
 }
 
-template <int MR>
-inline void regroup_floats(const float* x, const Activations& to, int m) {
+template <int MT>
+inline void regroup_floats(const float* x, const Activations& to, int token) {
   const size_t columns = size_t(to.columns);
-  for (int r = 0; r < MR; r++) {
-    float* out = to.x + m * columns + r;
-    for (size_t c = 0; c < columns; c++) out[c * MR] = x[(m + r) * columns + c];
+  for (int t = 0; t < MT; t++) {
+    float* out = to.x + token * columns + t;
+    for (size_t c = 0; c < columns; c++) out[c * MT] = x[(token + t) * columns + c];
   }
 }
 
-inline void regroup(const float* x, const Activations& to, int row0, int row1) {
-  for_each_tile(row0, row1, [&](int m, auto size) {
-    constexpr int MR = decltype(size)::value;
-    if constexpr (MR % kTerms == 0) {  // a quantized batch has an even number of rows
-      if (to.group) return regroup_quantized<MR>(x, to, m);
-    }
-    regroup_floats<MR>(x, to, m);
-  });
+inline void regroup(const float* x, const Activations& to, int first, int last) {
+  if (to.group) {
+    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value>(x, to, t); });
+  } else {
+    for_each_tile<kTile>(first, last, [&](int t, auto size) { regroup_floats<decltype(size)::value>(x, to, t); });
+  }
 }
 
 }  // namespace

@@ -9,7 +9,8 @@ namespace ventoux {
 namespace {
 
 constexpr const char* kName = "avx2";
-constexpr int kTile = 4;          // rows of activations at once: 2 x 4 accumulators, the weights and a broadcast fit 16 registers
+constexpr int kTile = 4;          // tokens at once: their 2 x 4 sums, the weights and a broadcast fit 16 registers
+constexpr int kQuantizedTile = 2; // quantized tokens: high and low have sums of their own
 constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
 
 struct Floats {
@@ -133,8 +134,14 @@ struct Dot {
       wide_b = j < kFits ? _mm256_madd_epi16(b, ones) : _mm256_add_epi32(wide_b, _mm256_madd_epi16(b, ones));
     }
   }
-  Floats total() const { return {_mm256_cvtepi32_ps(wide_a), _mm256_cvtepi32_ps(wide_b)}; }
 };
+
+// 256 high + low.
+template <int kBits>
+inline Floats total(const Dot<kBits>& high, const Dot<kBits>& low) {
+  return {_mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(high.wide_a, 8), low.wide_a)),
+          _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(high.wide_b, 8), low.wide_b))};
+}
 
 }  // namespace
 }  // namespace ventoux

@@ -13,7 +13,8 @@ namespace ventoux {
 namespace {
 
 constexpr const char* kName = "avx512";
-constexpr int kTile = 12;           // rows of activations at once: 12 integer and 12 float accumulators fit 32 registers
+constexpr int kTile = 12;           // tokens at once: 12 sums, the weights and a broadcast fit 32 registers
+constexpr int kQuantizedTile = 6;   // quantized tokens: 12 integer and 6 float sums
 constexpr int kSignedOffset = 128;  // vpdpbusd wants unsigned weights: signed bytes are moved up, their minimum down
 
 struct Floats {
@@ -97,8 +98,13 @@ struct Dot {
   __m512i v;
   static Dot zero() { return {_mm512_setzero_si512()}; }
   void add(Bytes w, int32_t quad, int) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_set1_epi32(quad)); }
-  Floats total() const { return {_mm512_cvtepi32_ps(v)}; }
 };
+
+// 256 high + low.
+template <int kBits>
+inline Floats total(const Dot<kBits>& high, const Dot<kBits>& low) {
+  return {_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high.v, 8), low.v))};
+}
 
 }  // namespace
 }  // namespace ventoux

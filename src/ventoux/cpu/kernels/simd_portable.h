@@ -10,6 +10,7 @@ namespace {
 
 constexpr const char* kName = "portable";
 constexpr int kTile = 4;
+constexpr int kQuantizedTile = 2;
 constexpr int kSignedOffset = 0;
 
 struct Floats {
@@ -89,8 +90,15 @@ struct Dot {
       v[i] += weight * x[c];
     }
   }
-  Floats total() const { Floats r; LANES r.v[i] = float(v[i]); return r; }
 };
+
+// 256 high + low.
+template <int kBits>
+inline Floats total(const Dot<kBits>& high, const Dot<kBits>& low) {
+  Floats r;
+  LANES r.v[i] = float(256 * high.v[i] + low.v[i]);
+  return r;
+}
 #undef EACH
 #undef LANES
 

@@ -1,4 +1,4 @@
-// How the rows of a batch are cut into tiles: full ones of kTile rows, then 4, 2 and 1.
+// How the tokens of a batch are cut into tiles: full ones, then 4, 2 and 1.
 #pragma once
 
 #include "kernels.h"
@@ -11,17 +11,18 @@ struct Size {
   static constexpr int value = n;
 };
 
-// Calls visit(first row, Size<rows>) for each tile in [row0, row1). row0 is a multiple of kWidestTile, and so is
-// row1 unless the batch ends there: then all threads cut the batch the same way.
-template <class Visit>
-inline void for_each_tile(int row0, int row1, Visit visit) {
-  static_assert(kWidestTile % kTile == 0 && kTile % kTerms == 0, "threads would cut differently, or split a token");
-  int m = row0;
-  for (; m + kTile <= row1; m += kTile) visit(m, Size<kTile>());
-  if constexpr (kTile > 4)
-    for (; m + 4 <= row1; m += 4) visit(m, Size<4>());
-  for (; m + 2 <= row1; m += 2) visit(m, Size<2>());
-  if (m < row1) visit(m, Size<1>());
+// Calls visit(first token, Size<tokens>) for each tile in [first, last), full tiles having `full` tokens. `first` is a
+// multiple of kWidestTile, and so is `last` unless the batch ends there: then all threads cut the batch the same way.
+template <int full, class Visit>
+inline void for_each_tile(int first, int last, Visit visit) {
+  static_assert(kWidestTile % full == 0, "threads would cut differently");
+  int t = first;
+  for (; t + full <= last; t += full) visit(t, Size<full>());
+  if constexpr (full > 4)
+    for (; t + 4 <= last; t += 4) visit(t, Size<4>());
+  if constexpr (full > 2)
+    for (; t + 2 <= last; t += 2) visit(t, Size<2>());
+  for (; t < last; t++) visit(t, Size<1>());
 }
 
 }  // namespace
