@@ -4,6 +4,7 @@ import json
 import resource
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -51,8 +52,7 @@ def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
             f"depth, prompt and new are {shape.length} positions, but the context holds {model.config.context_length};"
             " ask for fewer"
         )
-    measure(backend, Shape(min(shape.prompt, 16), 2, 0, 1))  # warm up: the weights come into memory
-    runs = [measure(backend, shape) for _ in range(repeat)]
+    runs = measure(backend, shape, repeat=repeat)
     result = {
         "prefill_tok_s": [round(run.prefill_tok_s, 2) for run in runs],
         "decode_tok_s": [round(run.decode_tok_s, 2) for run in runs],
@@ -71,30 +71,37 @@ def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
     print(f"memory   {peak_memory() / 1e6:9.1f} MB at most, of it {runs[-1].kv_bytes / 1e6:.1f} MB keys and values")
 
 
-def measure(backend: Backend, shape: Shape) -> Measured:
-    """One measurement in a cache of its own."""
+def measure(backend: Backend, shape: Shape, *, repeat: int) -> list[Measured]:
+    """Measurements in one cache: what stands before `depth` is read once, the rest is run again each time.
+
+    Running positions again overwrites them. With a window, the keys just before `depth` are then those of later
+    positions: another text, but the same work.
+    """
     rng = np.random.default_rng(0)
     ids = rng.integers(0, backend.config.vocab_size, (shape.streams, shape.depth + shape.prompt)).tolist()
     cache = backend.new_cache()
     slots = [cache.allocate(shape.length) for _ in range(shape.streams)]
     for slot, row in zip(slots, ids, strict=True):
-        read(backend, cache, slot, row[: shape.depth], start=0)
-
-    begun = perf_counter()
-    last = [read(backend, cache, s, row[shape.depth :], start=shape.depth) for s, row in zip(slots, ids, strict=True)]
-    read_all = perf_counter()
-    for position in range(shape.depth + shape.prompt, shape.length):
-        segments = [Segment(slot, position, [token], logits=1) for slot, token in zip(slots, last, strict=True)]
-        last = backend.forward(Batch.pack(segments), cache).argmax(-1).tolist()
-    done = perf_counter()
-
-    kv_bytes = cache.nbytes
+        read(backend, cache, slot, row[: max(shape.depth, 1)], start=0)  # at least one, to warm up
+    runs = [once(backend, shape, cache, dict(zip(slots, ids, strict=True))) for _ in range(repeat)]
     for slot in slots:
         cache.free(slot)
+    return runs
+
+
+def once(backend: Backend, shape: Shape, cache: Cache, streams: dict[int, list[int]]) -> Measured:
+    """One measurement; `streams` are the ids of each slot."""
+    begun = perf_counter()
+    last = [read(backend, cache, slot, ids[shape.depth :], start=shape.depth) for slot, ids in streams.items()]
+    read_all = perf_counter()
+    for position in range(shape.depth + shape.prompt, shape.length):
+        segments = [Segment(slot, position, [token], logits=1) for slot, token in zip(streams, last, strict=True)]
+        last = backend.forward(Batch.pack(segments), cache).argmax(-1).tolist()
+    done = perf_counter()
     return Measured(
         prefill_tok_s=shape.streams * shape.prompt / (read_all - begun),
         decode_tok_s=shape.streams * shape.new / (done - read_all),
-        kv_bytes=kv_bytes,
+        kv_bytes=cache.nbytes,
     )
 
 
@@ -110,6 +117,10 @@ def read(backend: Backend, cache: Cache, slot: int, ids: list[int], *, start: in
 
 
 def peak_memory() -> int:
-    """The most bytes that this process ever had in memory; Linux counts in KiB, macOS in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    """Bytes that this process had resident at most."""
+    try:  # Linux: ru_maxrss survives exec, and would tell what a larger parent had
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
