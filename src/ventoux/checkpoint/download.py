@@ -22,7 +22,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ventoux.checkpoint.pull import Packaged, Progress
+from ventoux.checkpoint.packaged import Packaged, Progress
 from ventoux.errors import DownloadError
 
 BLOCK = 1 << 18
