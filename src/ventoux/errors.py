@@ -32,11 +32,13 @@ class RequestError(VentouxError, ValueError):
 class PromptTooLongError(RequestError):
     """The prompt and the answer do not fit into the context."""
 
-    def __init__(self, n_prompt_tokens: int, n_ctx: int, max_tokens: int = 1) -> None:
-        super().__init__(
-            f"the prompt has {n_prompt_tokens} tokens and up to {max_tokens} more are asked for, but the context holds"
-            f" {n_ctx}; shorten the prompt, or ask for fewer tokens"
-        )
+    def __init__(self, n_prompt_tokens: int, n_ctx: int, max_tokens: int | None = None) -> None:
+        """`max_tokens` is what was asked for, None when nothing was."""
+        if max_tokens is None:
+            text = f", but the context holds {n_ctx}, the answer included; shorten the prompt"
+        else:
+            text = f" and {max_tokens} more are asked for, but the context holds {n_ctx}; ask for fewer, or shorten it"
+        super().__init__(f"the prompt has {n_prompt_tokens} tokens{text}")
         self.n_prompt_tokens = n_prompt_tokens
         self.n_ctx = n_ctx
 

@@ -74,6 +74,15 @@ def read(path: str | Path) -> GGUFFile:
     return GGUFFile(path, metadata, tuple(_placed(cursor, tensor, start) for tensor in directory), data)
 
 
+def begins(path: Path) -> bool:
+    """Whether a file begins as GGUF files do, whatever its name."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"GGUF"
+    except OSError:
+        return False
+
+
 def _aligned(cursor: "_Cursor", metadata: dict[str, Any]) -> int:
     """Where the tensors' bytes begin: the directory's end, rounded up to the file's alignment."""
     alignment = metadata.get("general.alignment", 32)
@@ -114,8 +123,8 @@ class _Cursor:
         end = self.position + length
         if end > len(self.header):
             self.fail(
-                f"it needs {length} bytes at {self.position}, but the file, or what may be header of it, ends at"
-                f" {len(self.header)}; the file is cut off or damaged, fetch it again"
+                f"{length} bytes are needed at {self.position}, but the header ends at {len(self.header)}; the file is"
+                " cut off or damaged, fetch it again"
             )
         self.position, start = end, self.position
         return self.header[start:end]
@@ -125,7 +134,7 @@ class _Cursor:
 
     def check_magic(self) -> None:
         if (magic := self.header[:4]) != b"GGUF":
-            self.fail(f"not a GGUF file: expected it to begin with b'GGUF', found {magic!r}")
+            self.fail(f"not a GGUF file: expected it to begin with 'GGUF', found {shown(magic.decode('latin-1'))}")
         self.take(4)
         version = self.number("I")
         if version & 0xFFFF == 0:

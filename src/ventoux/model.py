@@ -138,7 +138,7 @@ class Mistral:
         config, n = self.config, len(ids)
         check_prompt(ids, config)
         if n > config.context_length:
-            raise PromptTooLongError(n, config.context_length, 0)
+            raise PromptTooLongError(n, config.context_length)
         try:
             found = np.empty((n, config.vocab_size), np.float32)
             cache = self.backend.new_cache()
@@ -155,7 +155,11 @@ class Mistral:
         return found
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
-        return self.tokenizer.encode(prompt, bos=True) if isinstance(prompt, str) else prompt
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt, bos=True)
+        if not isinstance(prompt, list | tuple | np.ndarray):
+            raise RequestError(f"a prompt is text or a list of token ids, found {type(prompt).__name__}")
+        return prompt
 
     def _conversation(
         self,

@@ -287,3 +287,19 @@ def test_paths_that_are_no_checkpoint(layouts: dict[str, Path], tmp_path: Path) 
     shutil.copy(layouts["hf"] / "config.json", tmp_path)
     with pytest.raises(CheckpointError, match=r"found 'config\.json'"):
         checkpoint.read(tmp_path)
+
+
+def test_a_gguf_file_under_another_name_is_read(layouts, tmp_path):
+    other = tmp_path / "model.bin"
+    other.write_bytes(layouts["gguf"].read_bytes())
+    assert checkpoint.read(other).kind == "gguf"
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [("config.json", "config.json is here, its weights are not"), ("a.gguf", "name the GGUF file itself: .*a.gguf")],
+)
+def test_an_incomplete_folder_says_what_is_missing(tmp_path, there, said):
+    (tmp_path / there).write_text("{}")
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint.read(tmp_path)

@@ -202,9 +202,14 @@ def test_the_pinned_hashes_are_those_of_the_released_wheel():
     assert download.sha256_of(path) == pull.DEFAULT_MODEL.sha256
 
 
-@pytest.mark.parametrize(
-    "name", ["", "nothing-of-the-kind", "../../etc/passwd", "a/../b", "./x", "org/.hidden", "a/b/c"]
-)
+@pytest.mark.parametrize("name", ["../../etc/passwd", "./x", "~nobody/x", "/nowhere", "org/model.gguf"])
+def test_what_looks_like_a_path_is_only_a_path(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DownloadError, match=r": there is no such file or folder$"):
+        pull.resolve(name)
+
+
+@pytest.mark.parametrize("name", ["", "nothing-of-the-kind", "a/../b", "org/.hidden", "a/b/c"])
 def test_a_name_that_means_nothing_says_what_was_tried(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VENTOUX_CACHE", str(tmp_path / "cache"))

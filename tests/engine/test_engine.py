@@ -162,8 +162,10 @@ def test_facts_24_a_prompt_that_does_not_fit_is_refused_with_both_numbers(length
 
 def test_facts_24_the_answer_has_to_fit_too_and_fills_the_context_when_unlimited() -> None:
     engine = Engine(ToyBackend(context_length=64))
-    with pytest.raises(PromptTooLongError, match=r"60 tokens and up to 5 more.*64"):
+    with pytest.raises(PromptTooLongError, match=r"60 tokens and 5 more.*64"):
         engine.add(Request([1] * 60, SamplingParams(max_tokens=5)))
+    with pytest.raises(PromptTooLongError, match=r"64 tokens, but the context holds 64"):
+        engine.add(Request([1] * 64, SamplingParams()))
     events = run(engine, {0: [Request([97] * 60, SamplingParams(ignore_eos=True))]})[0]
     assert len(ids(events)) == 4
     assert end(events).reason == "length"

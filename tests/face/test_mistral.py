@@ -240,3 +240,10 @@ def test_every_public_name_is_there() -> None:
     assert set(ventoux.__all__) <= set(dir(ventoux))
     with pytest.raises(AttributeError, match="no attribute 'generate_all'"):
         ventoux.generate_all  # noqa: B018
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"hi", {"a": 1}])
+def test_what_is_neither_text_nor_ids_is_refused(prompt: Any) -> None:
+    for method in ("generate", "stream"):
+        with pytest.raises(RequestError, match=f"text or a list of token ids, found {type(prompt).__name__}"):
+            getattr(toy(), method)(prompt)

@@ -74,6 +74,9 @@ def is_default(name: str | None) -> bool:
 def hub_id(name: str | None) -> re.Match[str]:
     """The hub id that a name or alias means, in its parts."""
     match = HUB_ID.fullmatch(ALIASES.get(str(name).lower(), str(name)))
+    looks_like_a_path = re.match(r"[.~/]", str(name)) or re.search(r"^[^:]*\.gguf$", str(name))
+    if looks_like_a_path:
+        raise DownloadError(f"{shown(name)}: there is no such file or folder")
     if match is None:
         raise DownloadError(
             f"no model is called {shown(name)}: there is no such file or folder, no such alias"

@@ -45,7 +45,8 @@ def read(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.is_file():
-        if path.name.startswith("consolidated") or path.suffix in (".json", ".safetensors", ".pth", ".bin"):
+        parts = path.name.startswith("consolidated") or path.suffix in (".json", ".safetensors", ".pth", ".bin")
+        if parts and not gguf.begins(path):
             raise CheckpointError(f"{path}: a checkpoint is more than this file; give the folder {path.parent}")
         return _read_gguf(path)
     if not path.is_dir():
@@ -56,9 +57,11 @@ def read(path: str | Path) -> Checkpoint:
     raw = sorted(path.glob("consolidated*.safetensors")) or sorted(path.glob("consolidated*.pth"))
     if raw and (path / "params.json").exists():
         return _read_raw(path, raw)
+    files = sorted(path.glob("*.gguf"))
+    hint = f"; name the GGUF file itself: {files[0]}" if files else ""
     raise CheckpointError(
         f"{path}: expected config.json with model.safetensors (or shards with an index), or params.json with"
-        f" consolidated.00.pth or consolidated.safetensors; found {_listing(path)}"
+        f" consolidated.00.pth or consolidated.safetensors; {_missing(path)}found {_listing(path)}{hint}"
     )
 
 
@@ -136,6 +139,13 @@ def _understood(stored: dict[str, list[Stored]], model: ModelConfig, path: Path,
             raise damaged(found.file, name, f"expected shape {shape} by the config, found {found.shape}")
         tensors[ours] = Tensor(ours, shape, found.format, found.data, names.row_order(ours, model, kind))
     return tensors
+
+
+def _missing(path: Path) -> str:
+    for described in ("config.json", "params.json"):
+        if (path / described).exists():
+            return f"{described} is here, its weights are not; "
+    return ""
 
 
 def _listing(path: Path) -> str:

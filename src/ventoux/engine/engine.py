@@ -66,7 +66,7 @@ class Engine:
         n, context = len(request.prompt), config.context_length
         limit = context - n if params.max_tokens is None else params.max_tokens
         if limit < 1 or n + limit > context:
-            raise PromptTooLongError(n, context, max(1, limit))
+            raise PromptTooLongError(n, context, params.max_tokens)
         return limit
 
     def cancel(self, key: int) -> None:
