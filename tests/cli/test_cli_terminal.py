@@ -10,11 +10,9 @@ import sys
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ventoux.checkpoint import pull
-from ventoux.cli.chat import history, split_complete
+from ventoux.cli.chat import history
 
 READY = r"\x1b\[\?2004h"  # prompt_toolkit wants pastes to be marked: it reads keys now
 COMMAND = [sys.executable, "-m", "ventoux"]
@@ -44,7 +42,7 @@ def test_a_closed_pipe_is_quiet(folder):
         (r"printf 'a\xff\n' | {ventoux} interactive {folder}", 1, "expected text, found the byte 0xff at character 1"),
         ("{ventoux} tokenize hi -m {folder} >&-", 1, "standard output is closed"),
         ("{ventoux} tokenize hi -m {folder} >/dev/full", 1, "No space left on device"),
-        ("{ventoux} generate -m {folder}/nothing <&-", 1, "no model is called"),
+        ("{ventoux} generate -m {folder}/nothing <&-", 1, "there is no such file or folder"),
         ("{ventoux} chat -m {folder} <&-", 0, None),
         ("{ventoux} info nothing 2>&-", 1, None),
         ("PYTHONIOENCODING=ascii {ventoux} tokenize é -m {folder}", 0, None),
@@ -67,8 +65,21 @@ def test_ctrl_c_ends_generate_quietly(folder):
     )
     process.stdout.read(1)
     process.send_signal(signal.SIGINT)
-    assert process.stderr.read() == b""
-    assert process.wait(30) == 130
+    out, err = process.communicate(timeout=30)
+    assert err == b""
+    assert out.endswith(b"\n")
+    assert process.returncode == 130
+
+
+def test_ctrl_c_ends_interactive_with_its_line(folder):
+    process = subprocess.Popen(
+        [*COMMAND, "interactive", folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.read(len("Prompt: "))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (out, err) == (b"\n", b"")
+    assert process.returncode == 130
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(folder):
@@ -147,6 +158,23 @@ def test_chat_in_a_terminal(folder, tmp_path):
     assert "+two\n+lines\n" in (tmp_path / "chat-history").read_text()
 
 
+def test_ctrl_c_in_a_terminal_draws_nothing_twice(folder, tmp_path):
+    env = {**os.environ, "VENTOUX_CACHE": str(tmp_path), "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
+    terminal = Terminal("chat", "-m", folder, "--ignore-eos", "--logit-bias", "400=100", env=env)
+    terminal.wait_for(READY)
+    terminal.type("Hello\r")
+    terminal.wait_for(r"\x1b\[\?2004l")  # prompt_toolkit gives the terminal back
+    answer = terminal.wait_for("he he he")
+    terminal.process.send_signal(signal.SIGINT)  # it is not the session's leader, so the keys alone are only echoed
+    terminal.type("\x03")
+    answer += terminal.wait_for(r"\(stopped\)")
+    assert not re.search(r"\x1b\[\d*[A-HJK]", answer[answer.index("he he") :]), "the cursor only goes on"
+    terminal.wait_for(READY)
+    terminal.type("\x04")
+    terminal.wait_for("$")
+    assert terminal.end() == 0
+
+
 def test_generating_imports_nothing_that_it_does_not_need(folder):
     code = (
         "import sys; from ventoux.cli import main\n"
@@ -165,30 +193,3 @@ def test_the_default_model_knows_the_capital_of_france():
     ask = [*COMMAND, "chat", "--message", "What is the capital of France?", "--temperature", "0", "--max-tokens", "20"]
     done = subprocess.run(ask, capture_output=True, text=True, check=True)
     assert done.stdout == "The capital of France is Paris.\n"
-
-
-LINES = st.sampled_from(["word", "", "  ", "```", "```python", "  ```", "- item", "    code"])
-
-
-@given(st.lists(LINES).map("\n".join))
-def test_split_complete_never_cuts_into_a_fence(text):
-    done, tail = split_complete(text)
-    assert done + tail == text
-    assert done == "" or done.splitlines()[-1].strip() == ""
-    fences = [line for line in done.splitlines() if line.lstrip().startswith("```")]
-    assert len(fences) % 2 == 0
-
-
-@given(st.lists(LINES).map("\n".join))
-def test_split_complete_piece_by_piece_cuts_in_the_same_places(text):
-    done, tail = "", ""
-    for character in text:
-        more, tail = split_complete(tail + character)
-        done += more
-    assert (done, tail) == split_complete(text)
-
-
-def test_split_complete_examples():
-    assert split_complete("one\n\ntwo") == ("one\n\n", "two")
-    assert split_complete("```\na\n\nb") == ("", "```\na\n\nb")
-    assert split_complete("```\na\n\n```\n\nb") == ("```\na\n\n```\n\n", "b")

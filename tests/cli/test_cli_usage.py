@@ -63,6 +63,25 @@ def test_version(ventoux):
         (["generate", "x", "--temperature", "hot"], "invalid float value: 'hot'"),
         (["generate", "x", "--logit-bias", "5"], "expected ID=X, for example 15=-2.5, found '5'"),
         (["generate", "x", "--window", "0"], "expected off or a whole number of at least 1, found '0'"),
+        (["generate", "x", "--temperature", "-1"], "--temperature must be a number at least 0, found -1.0"),
+        (["generate", "x", "--top-p", "2"], "--top-p must be a number above 0 and at most 1, found 2.0"),
+        (["generate", "x", "--top-k", "-1"], "--top-k must be a whole number of at least 0, found -1"),
+        (["generate", "x", "--max-tokens", "0"], "--max-tokens must be a whole number of at least 1, found 0"),
+        (["generate", "x", "--seed", "-1"], "--seed must be a whole number of at least 0, found -1"),
+        (["generate", "x", "--stop", ""], "--stop must be non-empty strings, found ''"),
+        (["generate", "x", "--stop-id", "-1"], "each of --stop-id must be a whole number of at least 0, found -1"),
+        (["generate", "x", "--json", "--logprobs", "99999"], "--logprobs must be a whole number of at least 0 and at"),
+        (["generate", "x", "--logprobs", "2"], "--logprobs needs --json"),
+        (["demo", "--max_tokens", "0"], "--max-tokens must be a whole number of at least 1, found 0"),
+        (["interactive", "--temperature", "-1"], "--temperature must be a number at least 0, found -1.0"),
+        (["chat", "--top-p", "2"], "--top-p must be a number"),
+        (["chat", "--chat-format", "v9"], "argument --chat-format: invalid choice: 'v9'"),
+        (["chat", "--message", ""], "--message is empty"),
+        (["chat", "--message", " \n"], "--message is empty"),
+        (["tokenize", "hi", "--chat-format", "v3"], "--chat-format needs --chat"),
+        (["generate", "x", "--threads", "0"], "--threads must be a whole number from 1 to 1024, found 0"),
+        (["generate", "x", "--threads", "9" * 30], "--threads must be a whole number from 1 to 1024, found 999"),
+        (["info", "a", "-m", "b"], "the model is named twice"),
         (["bench", "--repeat", "0"], "expected a whole number of at least 1, found '0'"),
     ],
 )
@@ -77,14 +96,10 @@ def errors(folder):
     wide = ["-m", str(folder)]
     return [
         (["info", "no-such-model"], "no such file or folder, no such alias"),
-        (["generate", "x", *wide, "--max-tokens", "0"], "max_tokens must be a whole number of at least 1, found 0"),
         (["generate", "x", *wide, "--window", str(1 << 31)], "from 1 to 1073741824, found 2147483648"),
-        (["generate", "x", *wide, "--threads", "-1"], "threads must be a whole number from 1 to 1024, found -1"),
-        (["generate", "x", *wide, "--threads", "9" * 30], "threads must be a whole number from 1 to 1024, found 999"),
         (["generate", "\udcff", *wide], "expected text, found the byte 0xff at character 0"),
-        (["info", str(folder), *wide], "the model is named twice"),
         (["info", ""], "no model is called ''"),
-        (["info", "~nobody/x"], "no model is called '~nobody/x'"),
+        (["info", "~nobody/x"], "'~nobody/x': there is no such file or folder"),
         (["info", "x" * 5000], "File name too long"),
         (["bench", *wide, "--streams", "9" * 30], "streams must be at most 512, found 999"),
         (["generate", "word " * 600, *wide], "but the context holds 512"),
@@ -94,7 +109,7 @@ def errors(folder):
     ]
 
 
-@pytest.mark.parametrize("number", range(15))
+@pytest.mark.parametrize("number", range(11))
 def test_an_error_is_one_line_and_status_1(ventoux, folder, number):
     arguments, message = errors(folder)[number]
     status, out, err = ventoux(*arguments)
@@ -106,7 +121,7 @@ def test_an_error_is_one_line_and_status_1(ventoux, folder, number):
 def test_facts_24_a_prompt_that_does_not_fit_is_refused_with_both_numbers(ventoux, folder):
     status, _, err = ventoux("generate", "word " * 600, "-m", folder, "--max-tokens", "7")
     assert status == 1
-    assert re.search(r"the prompt has 6\d\d tokens and up to 7 more are asked for, but the context holds 512", err)
+    assert re.search(r"the prompt has 6\d\d tokens and 7 more are asked for, but the context holds 512", err)
 
 
 def test_debug_shows_the_traceback(ventoux):

@@ -7,7 +7,17 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ventoux.cli.options import MODEL_HELP, Parser, load, model_flags, positive, sampling, sampling_flags
+from ventoux.cli.options import (
+    CHAT_FORMATS,
+    MODEL_HELP,
+    Parser,
+    UsageError,
+    load,
+    model_flags,
+    positive,
+    sampling,
+    sampling_flags,
+)
 
 ABOUT = "Run Mistral 7B and its relatives on a CPU."
 FORMAT = functools.partial(argparse.HelpFormatter, max_help_position=30)
@@ -18,7 +28,10 @@ Run = Callable[[Namespace], None]
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and do what they say."""
     args = parser().parse_args(arguments)
-    args.run(args)
+    try:
+        args.run(args)
+    except UsageError as error:
+        args.parser.error(str(error))
 
 
 def parser() -> ArgumentParser:
@@ -46,7 +59,7 @@ def command(
     added: ArgumentParser = commands.add_parser(
         name, help=about.split(".")[0], description=about, parents=parents, formatter_class=FORMAT
     )
-    added.set_defaults(run=run)
+    added.set_defaults(run=run, parser=added)
     return added
 
 
@@ -89,7 +102,8 @@ def add_demo(add: Add) -> None:
 def demo(args: Namespace) -> None:
     from ventoux.cli.reference import demo
 
-    demo(load(args, name=args.name), max_tokens=args.max_tokens, temperature=args.temperature)
+    checked = sampling(args)
+    demo(load(args, name=args.name), **checked)
 
 
 def add_interactive(add: Add) -> None:
@@ -102,15 +116,19 @@ def add_interactive(add: Add) -> None:
 def interactive(args: Namespace) -> None:
     from ventoux.cli.reference import interactive
 
-    model = load(args, name=args.name)
-    interactive(model, max_tokens=args.max_tokens, temperature=args.temperature, instruct=args.instruct)
+    checked = sampling(args)
+    interactive(load(args, name=args.name), instruct=args.instruct, **checked)
 
 
 def add_generate(add: Add) -> None:
     flags = add("generate", "Continue a text.", generate, parents=[model_flags(), sampling_flags()])
     flags.add_argument("prompt", nargs="?", metavar="PROMPT", help="default: standard input")
     flags.add_argument(
-        "--logprobs", type=int, metavar="K", help="with --json: log-probabilities, of the K likeliest too"
+        "--logprobs",
+        type=int,
+        metavar="K",
+        default=argparse.SUPPRESS,
+        help="with --json: log-probabilities, of the K likeliest too",
     )
     add_json(flags)
 
@@ -118,8 +136,11 @@ def add_generate(add: Add) -> None:
 def generate(args: Namespace) -> None:
     from ventoux.cli.generate import generate, read_text
 
+    checked = sampling(args)
+    if "logprobs" in checked and not args.json:
+        raise UsageError("--logprobs needs --json")
     prompt = read_text(args.prompt)
-    generate(load(args), prompt, as_json=args.json, logprobs=args.logprobs, **sampling(args))
+    generate(load(args), prompt, as_json=args.json, **checked)
 
 
 def add_chat(add: Add) -> None:
@@ -134,7 +155,10 @@ def add_chat(add: Add) -> None:
 def chat(args: Namespace) -> None:
     from ventoux.cli.chat import Conversation, one_shot, talk
 
-    conversation = Conversation(load(args), system=args.system, safe_prompt=args.safe_prompt, sampling=sampling(args))
+    checked = sampling(args)
+    if args.message is not None and not args.message.strip():
+        raise UsageError("--message is empty; give it a text to answer")
+    conversation = Conversation(load(args), system=args.system, safe_prompt=args.safe_prompt, sampling=checked)
     if args.message is not None:
         one_shot(conversation, args.message)
     else:
@@ -153,6 +177,8 @@ def tokenize(args: Namespace) -> None:
     from ventoux.cli.generate import read_text
     from ventoux.cli.tokenize import tokenize
 
+    if args.chat_format is not None and not args.chat:
+        raise UsageError("--chat-format needs --chat")
     text = read_text(args.text)
     tokenize(load(args), text, chat=args.chat, as_json=args.json)
 
@@ -191,7 +217,7 @@ def add_reference_flags(flags: ArgumentParser, *, temperature: float) -> None:
 
 def add_chat_format(flags: ArgumentParser) -> None:
     text = "v1, v2, v3 or v7, or template for the checkpoint's own (default: what the checkpoint wants)"
-    flags.add_argument("--chat-format", metavar="NAME", help=text)
+    flags.add_argument("--chat-format", choices=CHAT_FORMATS, metavar="NAME", help=text)
 
 
 def add_json(flags: ArgumentParser) -> None:

@@ -66,7 +66,7 @@ def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
         return
     prefill, decode = (median(getattr(run, name) for run in runs) for name in ("prefill_tok_s", "decode_tok_s"))
     print(f"prefill  {prefill:9.1f} tokens/s  {shape.streams} x {shape.prompt} at depth {shape.depth}")
-    print(f"decode   {decode:9.1f} tokens/s  {shape.streams} x {shape.new}")
+    print(f"decode   {decode:9.1f} tokens/s  {shape.streams} x {shape.new} at depth {shape.depth + shape.prompt}")
     print(f"{result['threads']} threads, {result['isa']}, median of {repeat}")
     print(f"memory   {peak_memory() / 1e6:9.1f} MB at most, of it {runs[-1].kv_bytes / 1e6:.1f} MB keys and values")
 

@@ -1,12 +1,14 @@
 """`chat`: a conversation in the terminal, or one question and its answer."""
 
 import json
+import os
 import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ventoux.cli.options import counted
 from ventoux.engine import Finished
 from ventoux.errors import VentouxError
 from ventoux.model import Mistral
@@ -81,7 +83,7 @@ def talk(conversation: Conversation) -> None:
                 if terminal:
                     print(f"\033[2m{summary(conversation)}\033[0m")
         except KeyboardInterrupt:
-            print("\n(stopped)")
+            print("(stopped)")
         except VentouxError as error:
             if not terminal:
                 raise
@@ -100,14 +102,16 @@ def command(conversation: Conversation, line: str) -> str:
     if name == "/system":
         conversation.start(rest or None)
         return f"system prompt: {rest or 'none'}"
-    if name == "/save" and rest:
+    if name == "/save":
+        if not rest:
+            return "/save needs a file name"
         path = Path(rest).expanduser()
         try:
             path.write_text(json.dumps(conversation.messages, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             return f"cannot write {path}: {error.strerror}"
         return f"saved {len(conversation.messages)} messages to {path}"
-    return f"unknown command: {line}\n{HELP}"
+    return f"unknown command {name}; /help lists them"
 
 
 def summary(conversation: Conversation) -> str:
@@ -115,7 +119,7 @@ def summary(conversation: Conversation) -> str:
     if finished is None:
         return ""
     ended = "; the context or --max-tokens is full" if finished.reason == "length" else ""
-    return f"{finished.usage.completion_tokens} tokens, {finished.decode_tok_s:.0f} a second{ended}"
+    return f"{counted(finished.usage.completion_tokens)}, {finished.decode_tok_s:.0f} a second{ended}"
 
 
 def typed() -> Iterator[str]:
@@ -159,40 +163,16 @@ def history() -> "History":
 
 
 def show(pieces: Iterable[str]) -> None:
-    """Print an answer as it comes: as markdown on a terminal, as it is elsewhere."""
-    if sys.stdout.isatty():
-        show_markdown(pieces)
+    """Print an answer as it comes: as markdown on a terminal, as it is elsewhere. Ends its line, however it ends."""
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        from ventoux.cli.markdown import Writer
+
+        with closing(Writer()) as writer:
+            for piece in pieces:
+                writer.write(piece)
         return
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
-
-
-def show_markdown(pieces: Iterable[str]) -> None:
-    """Draw the paragraph that is being written again and again; what is complete is printed once and scrolls away."""
-    from rich.console import Console
-    from rich.live import Live
-    from rich.markdown import Markdown
-
-    tail = ""
-    with Live(console=Console(), refresh_per_second=12) as live:
+    try:
         for piece in pieces:
-            done, tail = split_complete(tail + piece)
-            if done:
-                live.console.print(Markdown(done), end="\n\n")
-            live.update(Markdown(tail))
-
-
-def split_complete(text: str) -> tuple[str, str]:
-    """Split behind the last blank line outside a code fence.
-
-    "one\\n\\ntwo" -> "one\\n\\n", "two"; "```\\na\\n\\nb" -> "", all of it, for the fence is still open.
-    """
-    fenced, offset, cut = False, 0, 0
-    for line in text.splitlines(keepends=True):
-        offset += len(line)
-        if line.lstrip().startswith("```"):
-            fenced = not fenced
-        elif line.isspace() and line.endswith("\n") and not fenced:
-            cut = offset
-    return text[:cut], text[cut:]
+            print(piece, end="", flush=True)
+    finally:
+        print(flush=True)

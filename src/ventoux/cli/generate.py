@@ -24,9 +24,11 @@ def generate(model: Mistral, prompt: str, *, as_json: bool, **sampling: Any) -> 
     if as_json:
         print(json.dumps(collect(list(events)), ensure_ascii=False))
         return
-    for event in events:
-        print(event.text, end="", flush=True)
-    print()
+    try:
+        for event in events:
+            print(event.text, end="", flush=True)
+    finally:  # Ctrl-C too: the shell's prompt gets a line of its own
+        print(flush=True)
 
 
 def collect(events: list[Token | Finished]) -> dict[str, Any]:

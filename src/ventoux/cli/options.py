@@ -4,7 +4,9 @@ argparse, because it costs 20 ms of a start in which the model answers within a 
 """
 
 import argparse
+import re
 from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ventoux.errors import RequestError, shown
@@ -12,6 +14,7 @@ from ventoux.errors import RequestError, shown
 if TYPE_CHECKING:
     from ventoux.model import Mistral
 
+CHAT_FORMATS = ("v1", "v2", "v3", "v7", "template")
 MODEL_HELP = "folder, .gguf file, alias or hub id (default: SmolLM2-135M-Instruct)"
 SAMPLING = {
     "max_tokens": (int, "N", "tokens at most (default: up to the end of the context)"),
@@ -24,6 +27,10 @@ SAMPLING = {
     "frequency_penalty": (float, "X", "subtract for each time a token was generated (default: 0)"),
     "seed": (int, "N", "the same seed gives the same text (default: different each time)"),
 }
+
+
+class UsageError(Exception):
+    """A wrong flag that argparse alone cannot see; told as argparse tells its own."""
 
 
 class Parser(ArgumentParser):
@@ -59,14 +66,17 @@ def load(args: Namespace, *, name: str | None = None) -> "Mistral":
     from ventoux.model import load
 
     if name is not None and args.model is not None:
-        raise RequestError(f"the model is named twice, {shown(name)} and {shown(args.model)}; name it once")
-    return load(
-        args.model if name is None else name,
-        window=args.window,
-        threads=args.threads,
-        compute=args.compute,
-        chat_format=getattr(args, "chat_format", None),
-    )
+        raise UsageError(f"the model is named twice, {shown(name)} and {shown(args.model)}; name it once")
+    try:
+        return load(
+            args.model if name is None else name,
+            window=args.window,
+            threads=args.threads,
+            compute=args.compute,
+            chat_format=getattr(args, "chat_format", None),
+        )
+    except RequestError as error:  # what is wrong with a file has errors of its own
+        raise wrong_flag(error, ("threads",)) from error
 
 
 def sampling_flags() -> ArgumentParser:
@@ -87,12 +97,28 @@ def sampling_flags() -> ArgumentParser:
 
 
 def sampling(args: Namespace) -> dict[str, Any]:
-    """The flags that were given, under their names in `SamplingParams`."""
-    names = (*SAMPLING, "logit_bias", "stop", "stop_ids", "ignore_eos")
+    """The flags that were given, under their names in `SamplingParams`, checked before a model is loaded."""
+    from ventoux.decoding import SamplingParams
+
+    names = (*SAMPLING, "logit_bias", "stop", "stop_ids", "ignore_eos", "logprobs")
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if "logit_bias" in given:
         given["logit_bias"] = dict(given["logit_bias"])
+    try:
+        SamplingParams(**given)
+    except RequestError as error:
+        raise wrong_flag(error, names) from error
     return given
+
+
+def wrong_flag(error: RequestError, names: Sequence[str]) -> UsageError:
+    """top_p must be ... -> --top-p must be ..."""
+    text = re.sub(rf"\b({'|'.join(names)})\b", lambda name: f"--{name[0].replace('_', '-')}", str(error), count=1)
+    return UsageError(text.replace("--stop-ids", "--stop-id", 1))
+
+
+def counted(tokens: int) -> str:
+    return f"{tokens} token{'' if tokens == 1 else 's'}"
 
 
 def bias(text: str) -> tuple[int, float]:

@@ -20,25 +20,29 @@ def demo(model: Mistral, *, max_tokens: int, temperature: float) -> None:
 
 
 def interactive(model: Mistral, *, max_tokens: int, temperature: float, instruct: bool) -> None:
-    """Ends with the input (Ctrl-D)."""
+    """Ends with the input (Ctrl-D), or with Ctrl-C."""
     messages: list[dict[str, str]] = []
     sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": TOP_P}
-    while True:
-        try:
-            prompt = input("Prompt: ")
-        except EOFError:
-            print()
-            return
-        if instruct:
-            messages.append({"role": "user", "content": prompt})
-            events = model.stream_chat(messages, **sampling)
-        else:
-            print(prompt, end="", flush=True)
-            events = model.stream(prompt, **sampling)
-        answer = ""
-        for event in events:
-            answer += event.text
-            print(event.text, end="", flush=True)
-        print(f"\n{SEPARATOR}", flush=True)
-        if instruct:
-            messages.append({"role": "assistant", "content": answer})
+    try:
+        while True:
+            try:
+                prompt = input("Prompt: ")
+            except EOFError:
+                print()
+                return
+            if instruct:
+                messages.append({"role": "user", "content": prompt})
+                events = model.stream_chat(messages, **sampling)
+            else:
+                print(prompt, end="", flush=True)
+                events = model.stream(prompt, **sampling)
+            answer = ""
+            for event in events:
+                answer += event.text
+                print(event.text, end="", flush=True)
+            print(f"\n{SEPARATOR}", flush=True)
+            if instruct:
+                messages.append({"role": "assistant", "content": answer})
+    except KeyboardInterrupt:
+        print()  # the shell's prompt gets a line of its own
+        raise
