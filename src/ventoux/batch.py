@@ -51,6 +51,7 @@ class Batch:
         positions 5 6 7 0 1, slots 0 0 0 2 2, logit_rows 2.
         """
         assert len({s.slot for s in segments}) == len(segments), "a slot may stand only once in a batch"
+        assert all(0 <= s.logits <= len(s.ids) for s in segments), "logits counts tokens of its own segment"
         lengths = [len(s.ids) for s in segments]
         ends = np.cumsum(lengths)
         rows = [np.arange(end - s.logits, end) for s, end in zip(segments, ends, strict=True)]

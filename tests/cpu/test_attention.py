@@ -1,5 +1,8 @@
 """Windowed attention over ring and chunk against a plain fp64 one that keeps every key."""
 
+import time
+from threading import Thread
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +16,7 @@ H, K = 8, 2
 def plain(q, k, v, window):
     """q [T, H, D], k and v [T, K, D] -> [T, H, D]: every query sees the last `window` keys, its own included."""
     T, D = len(q), q.shape[-1]
-    k, v = (np.repeat(x, H // K, axis=1) for x in (k, v))
+    k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
     scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(D)
     distance = np.arange(T)[:, None] - np.arange(T)
     scores = np.where((distance >= 0) & (distance < (window or T)), scores, -np.inf)
@@ -98,6 +101,68 @@ def test_facts_15_without_a_window_the_cache_is_as_long_as_the_sequence():
     cache = _kernels.Cache(K, 32, [None, 16], half=False)
     cache.allocate(4096)
     assert cache.nbytes == (4096 + 16) * 2 * K * 32 * 4
+
+
+def test_heads_that_fill_no_group_of_four_and_many_sequences_at_once(isa):
+    """Seven heads a KV head (four are scored together), 70 sequences of several lengths; a ring of one."""
+    rng = np.random.default_rng(0)
+    lengths = [1 + i % 5 for i in range(70)]
+    T, D = sum(lengths), 16
+    q, k, v = (rng.standard_normal((T, heads, D)).astype(np.float32) for heads in (14, 2, 2))
+    cos, sin = np.ones((T, D // 2), np.float32), np.zeros((T, D // 2), np.float32)
+    for window in (1, 3, None):
+        cache = _kernels.Cache(2, D, [window], half=False)
+        slots = [cache.allocate(n) for n in lengths]
+        out = np.empty((T, 14 * D), np.float32)
+        rows = [x.reshape(T, -1).copy() for x in (q, k, v)]
+        spans = [np.array(x, np.int32) for x in (slots, [0] * 70, lengths)]
+        _kernels.attention(_kernels.Pool(2, isa), cache, 0, D, *rows, cos, sin, *spans, out)
+        for end, n in zip(np.cumsum(lengths), lengths, strict=True):
+            one = slice(end - n, end)
+            expected = plain(q[one], k[one], v[one], window)
+            np.testing.assert_allclose(out[one].reshape(n, 14, D), expected, atol=2e-6)
+
+
+def test_a_sequence_may_be_freed_while_a_kernel_reads_it():
+    """The GIL is released meanwhile: the memory must stay until the kernel is done with it."""
+    T, D = 1500, 64
+    q, k, v = random_qkv(T, D)
+    pool, cache = _kernels.Pool(1, "portable"), _kernels.Cache(K, D, [None], half=False)
+    slot, out = cache.allocate(T), np.empty((T, H * D), np.float32)
+    rows = [x.reshape(T, -1).copy() for x in (q, k, v)]
+    cos, sin = np.ones((T, D // 2), np.float32), np.zeros((T, D // 2), np.float32)
+    at = [np.array([x], np.int32) for x in (slot, 0, T)]
+    thread = Thread(target=_kernels.attention, args=(pool, cache, 0, D, *rows, cos, sin, *at, out))
+    thread.start()
+    time.sleep(0.02)
+    cache.free(slot)
+    assert thread.is_alive()
+    thread.join()
+    np.testing.assert_allclose(out.reshape(T, H, D), plain(q, k, v, None), atol=1e-5)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    cache = _kernels.Cache(2, 16, [4], half=False)
+    slot = cache.allocate(8)
+
+    def attend(*, layer=0, head_dim=16, heads=4, out=None):
+        x = [np.ones((4, n), np.float32) for n in (16 * heads, 32, 32, 8, 8)]
+        at = [np.array([n], np.int32) for n in (slot, 0, 4)]
+        out = np.empty((4, 16 * heads), np.float32) if out is None else out
+        _kernels.attention(_kernels.Pool(1, "portable"), cache, layer, head_dim, *x, *at, out)
+
+    attend()
+    for layer in (-1, 1, 10**9):
+        with pytest.raises(IndexError):
+            attend(layer=layer)
+    with pytest.raises(ValueError, match="another model"):
+        attend(head_dim=0)
+    with pytest.raises(ValueError, match="shared evenly"):
+        attend(heads=3)
+    with pytest.raises(TypeError):
+        attend(out=np.empty((4, 64), np.float64))
+    with pytest.raises(ValueError, match="positions can count"):
+        cache.allocate(2**31 - 1)
 
 
 def test_slots_are_used_again_and_bad_ones_refused():

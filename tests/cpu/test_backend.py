@@ -85,6 +85,17 @@ def test_facts_11_packed_sequences_do_not_see_each_other(isa, tmp_path):
     )
 
 
+def test_steps_that_want_no_logits_and_segments_without_tokens(isa, tmp_path):
+    backend = load(tiny.save_hf(tiny.tiny_model(sliding_window=4), tmp_path / "m"))
+    ids = some_ids(9)
+    cache = backend.new_cache()
+    slot, other = cache.allocate(9), cache.allocate(9)
+    assert backend.forward(Batch.pack([Segment(slot, 0, ids[:7])]), cache).shape == (0, 96)
+    assert backend.forward(Batch.pack([Segment(slot, 7, [])]), cache).shape == (0, 96)
+    rest = backend.forward(Batch.pack([Segment(other, 0, []), Segment(slot, 7, ids[7:], 2)]), cache)
+    np.testing.assert_array_equal(rest, logits(backend, ids)[7:])
+
+
 def test_facts_10_prompts_that_need_different_numbers_of_chunks_work_together(isa, tmp_path):
     backend = load(tiny.save_hf(tiny.tiny_model(sliding_window=4), tmp_path / "m"))
     long, short = some_ids(23), some_ids(6, seed=1)

@@ -26,6 +26,16 @@ def test_swiglu_over_the_whole_range_of_exp(isa):
     np.testing.assert_allclose(gate, expected, rtol=2e-6, atol=1e-30)
 
 
+def test_swiglu_of_a_row_does_not_depend_on_the_rows_behind_it(isa):
+    """To the last bit, also where a row's end fills no register."""
+    gate, up = np.random.default_rng(0).standard_normal((2, 24, 301)).astype(np.float32)
+    pool, alone = _kernels.Pool(2, isa), gate.copy()
+    for row in range(24):
+        _kernels.swiglu(pool, alone[row : row + 1], up[row : row + 1])
+    _kernels.swiglu(pool, gate, up)
+    np.testing.assert_array_equal(gate, alone)
+
+
 def test_swiglu_keeps_nan(isa):
     gate, up = np.zeros((1, 32), np.float32), np.ones((1, 32), np.float32)
     gate[0, 3] = np.nan

@@ -34,14 +34,15 @@ inline void score(const float* q, int head_dim, const uint8_t* keys, int slot0, 
     const int first = slot < slot0 ? slot0 - slot : 0, last = slot + kPanel > slot0 + n ? slot0 + n - slot : kPanel;
     for (int h = 0; h < H; h++) {
       const Floats scaled = mul(sum[h], splat(scale));
-      float* to = scores + h * stride + (slot - slot0);
+      float* to = scores + h * stride;
+      const int at = slot - slot0;  // negative where the first panel begins before slot0
       if (last - first == kPanel) {
-        store(to, scaled);
+        store(to + at, scaled);
         continue;
       }
       float lanes[kPanel];
       store(lanes, scaled);
-      for (int i = first; i < last; i++) to[i] = lanes[i];
+      for (int i = first; i < last; i++) to[at + i] = lanes[i];
     }
   }
 }

@@ -9,8 +9,6 @@
 
 namespace ventoux {
 
-void Cache::Free::operator()(uint8_t* p) const { std::free(p); }
-
 Cache::Cache(int kv_heads, int head_dim, std::vector<int> windows, bool half)
     : shape_{0, kv_heads, head_dim, 0, half}, windows_(std::move(windows)) {}
 
@@ -18,7 +16,7 @@ int Cache::allocate(int length) {
   Sequence sequence;
   sequence.length = length;
   for (int window : windows_) sequence.bytes += 2 * head_bytes(shape_, std::min(window, length)) * size_t(shape_.kv_heads);
-  sequence.memory.reset(static_cast<uint8_t*>(std::calloc(sequence.bytes + 64, 1)));
+  sequence.memory.reset(static_cast<uint8_t*>(std::calloc(sequence.bytes + 64, 1)), std::free);
   if (!sequence.memory) throw std::bad_alloc();
   bytes_ += sequence.bytes;
   const auto free = std::find_if(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return !s.memory; });
@@ -43,9 +41,9 @@ Ring Cache::ring(int slot, int layer) const {
   if (slot < 0 || size_t(slot) >= sequences_.size() || !sequences_[size_t(slot)].memory)
     throw std::out_of_range("cache slot " + std::to_string(slot) + " is not allocated");
   const Sequence& sequence = sequences_[size_t(slot)];
+  const int capacity = std::min(window(layer), sequence.length);  // first: it checks `layer`
   uint8_t* at = sequence.memory.get();
   for (int l = 0; l < layer; l++) at += 2 * head_bytes(shape_, std::min(windows_[size_t(l)], sequence.length)) * size_t(shape_.kv_heads);
-  const int capacity = std::min(window(layer), sequence.length);
   return {at, at + head_bytes(shape_, capacity) * size_t(shape_.kv_heads), capacity};
 }
 

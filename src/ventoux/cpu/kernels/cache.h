@@ -23,7 +23,9 @@ class Cache {
   void free(int slot);       // throws std::out_of_range
   size_t nbytes() const { return bytes_; }
   int sequences() const;
-  Ring ring(int slot, int layer) const;  // throws std::out_of_range
+  Ring ring(int slot, int layer) const;  // throws std::out_of_range for either
+  // A sequence's memory, which outlives free() while a kernel holds it.
+  std::shared_ptr<uint8_t> memory(int slot) const { return sequences_.at(size_t(slot)).memory; }
   int length(int slot) const { return sequences_.at(size_t(slot)).length; }
   int kv_heads() const { return shape_.kv_heads; }
   int head_dim() const { return shape_.head_dim; }
@@ -33,11 +35,8 @@ class Cache {
   void append(const Span& span, int kv_head, const uint8_t* keys, const uint8_t* values) const;
 
  private:
-  struct Free {
-    void operator()(uint8_t* p) const;
-  };
   struct Sequence {
-    std::unique_ptr<uint8_t, Free> memory;  // zero pages until they are written: a long context costs what it uses
+    std::shared_ptr<uint8_t> memory;  // zero pages until they are written: a long context costs what it uses
     size_t bytes = 0;
     int length = 0;
   };

@@ -41,7 +41,12 @@ inline void swiglu(float* gate, const float* up, size_t n) {
     const Floats g = load(gate + i);
     store(gate + i, mul(div(g, add(one, exp(sub(zero, g)))), load(up + i)));
   }
-  for (; i < n; i++) gate[i] = gate[i] / (1 + __builtin_expf(-gate[i])) * up[i];
+  if (i == n) return;
+  // The rest goes through lanes too: where a batch ends must not change a bit of its last row.
+  float rest_gate[16] = {}, rest_up[16] = {};
+  for (size_t j = i; j < n; j++) rest_gate[j - i] = gate[j], rest_up[j - i] = up[j];
+  swiglu(rest_gate, rest_up, 16);
+  for (size_t j = i; j < n; j++) gate[j] = rest_gate[j - i];
 }
 
 }  // namespace

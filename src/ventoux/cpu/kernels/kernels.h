@@ -56,7 +56,8 @@ struct AttentionShape {
   bool half;                              // keys and values are kept in fp16
 };
 
-constexpr int round_up(int n) { return (n + kPanel - 1) / kPanel * kPanel; }
+// static: a copy compiled for one instruction set must not be linked into another's place.
+static constexpr int round_up(int n) { return (n + kPanel - 1) / kPanel * kPanel; }
 
 // Bytes of one head's keys (or values) with room for `slots`; both dimensions are rounded up to 16 (see cache.h).
 static inline size_t head_bytes(const AttentionShape& s, int slots) {

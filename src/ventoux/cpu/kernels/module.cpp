@@ -27,6 +27,13 @@ void require(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
 }
 
+// The size of an axis, as the kernels count; they round up to whole panels.
+template <class Array>
+int size(const Array& array, int axis) {
+  require(array.shape(size_t(axis)) <= size_t(INT_MAX - kPanel), "an array is too long");
+  return int(array.shape(size_t(axis)));
+}
+
 Format format_of(const std::string& name) {
   constexpr const char* names[] = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
   for (int i = 0; i < 11; i++)
@@ -34,8 +41,8 @@ Format format_of(const std::string& name) {
   throw std::invalid_argument("no kernel for the number format " + name);
 }
 
-Weight* make_weight(Weight* at, Pool& pool, const std::string& format, int columns, Rows data, std::optional<Ints> order) {
-  const int rows = int(data.shape(0));
+void make_weight(Weight* at, Pool& pool, const std::string& format, int columns, Rows data, std::optional<Ints> order) {
+  const int rows = size(data, 0);
   require(!order || order->shape(0) == data.shape(0), "order must have one entry a row");
   if (order)
     for (size_t i = 0; i < order->shape(0); i++)
@@ -45,25 +52,28 @@ Weight* make_weight(Weight* at, Pool& pool, const std::string& format, int colum
   const int32_t* to = order ? order->data() : nullptr;
   require(data.shape(1) == Weight::row_bytes(f, columns), "a row has another number of bytes than its format and columns say");
   nb::gil_scoped_release release;
-  return new (at) Weight(pool, f, rows, columns, bytes, to);
+  new (at) Weight(pool, f, rows, columns, bytes, to);
 }
 
 void linear_py(Pool& pool, Floats2 x, const std::vector<Weight*>& weights, const std::vector<Out2>& outs, bool add, bool quantize) {
   require(weights.size() == outs.size() && !weights.empty(), "one output for each weight");
   std::vector<Product> products;
+  const int tokens = size(x, 0), columns = size(x, 1);
   for (size_t i = 0; i < weights.size(); i++) {
-    require(weights[i]->columns() == int(x.shape(1)), "x and a weight differ in columns");
-    require(outs[i].shape(0) == x.shape(0) && int(outs[i].shape(1)) == weights[i]->rows(), "an output has the wrong shape");
+    require(weights[i], "a weight is None");
+    require(weights[i]->columns() == columns, "x and a weight differ in columns");
+    require(size(outs[i], 0) == tokens && size(outs[i], 1) == weights[i]->rows(), "an output has the wrong shape");
     products.push_back({weights[i], outs[i].data()});
   }
   nb::gil_scoped_release release;
-  if (x.shape(0) > 0) linear(pool, x.data(), int(x.shape(0)), int(x.shape(1)), products, add, quantize);
+  if (tokens > 0) linear(pool, x.data(), tokens, columns, products, add, quantize);
 }
 
 void rms_norm_py(Pool& pool, Floats2 x, Floats1 weight, float eps, Out2 out) {
   require(x.shape(1) == weight.shape(0) && out.shape(0) == x.shape(0) && out.shape(1) == x.shape(1), "shapes differ");
+  const int rows = size(x, 0), columns = size(x, 1);
   nb::gil_scoped_release release;
-  rms_norm(pool, x.data(), weight.data(), eps, int(x.shape(0)), int(x.shape(1)), out.data());
+  rms_norm(pool, x.data(), weight.data(), eps, rows, columns, out.data());
 }
 
 void swiglu_py(Pool& pool, Out2 gate, Floats2 up) {
@@ -74,19 +84,26 @@ void swiglu_py(Pool& pool, Out2 gate, Floats2 up) {
 
 void attention_py(Pool& pool, const Cache& cache, int layer, int head_dim, Out2 q, Out2 k, Floats2 v, Floats2 cos, Floats2 sin,
                   Ints slots, Ints starts, Ints counts, Out2 out) {
-  const int tokens = int(q.shape(0)), heads = int(q.shape(1)) / head_dim, kv_heads = int(k.shape(1)) / head_dim;
-  for (const auto* a : {&v, &cos, &sin}) require(int(a->shape(0)) == tokens, "arrays differ in tokens");
-  require(int(k.shape(0)) == tokens && int(out.shape(0)) == tokens && out.shape(1) == q.shape(1), "arrays differ in shape");
-  require(v.shape(1) == k.shape(1) && int(cos.shape(1)) == head_dim / 2 && int(sin.shape(1)) == head_dim / 2, "arrays differ in shape");
+  require(head_dim > 0 && cache.head_dim() == head_dim, "the cache was made for another model");
+  const int tokens = size(q, 0), heads = size(q, 1) / head_dim, kv_heads = size(k, 1) / head_dim;
+  require(kv_heads == cache.kv_heads(), "the cache was made for another model");
+  require(heads % kv_heads == 0 && size(q, 1) == heads * head_dim && size(k, 1) == kv_heads * head_dim,
+          "q and k must be whole heads, shared evenly");
+  for (const auto* a : {&v, &cos, &sin}) require(size(*a, 0) == tokens, "arrays differ in tokens");
+  require(size(k, 0) == tokens && size(out, 0) == tokens && out.shape(1) == q.shape(1), "arrays differ in shape");
+  require(v.shape(1) == k.shape(1), "arrays differ in shape");
+  require(size(cos, 1) == head_dim / 2 && size(sin, 1) == head_dim / 2, "arrays differ in shape");
   require(slots.shape(0) == starts.shape(0) && slots.shape(0) == counts.shape(0), "spans differ in length");
-  require(cache.kv_heads() == kv_heads && cache.head_dim() == head_dim, "the cache was made for another model");
   std::vector<Span> spans;
+  std::vector<std::shared_ptr<uint8_t>> held;  // without the GIL, another thread may free a sequence
   int row = 0;
   for (size_t i = 0; i < slots.shape(0); i++) {
     const int start = starts.data()[i], count = counts.data()[i];
     require(start >= 0 && count > 0 && start <= INT_MAX - count, "a span is out of range");
     spans.push_back({cache.ring(slots.data()[i], layer), row, count, start});
+    held.push_back(cache.memory(slots.data()[i]));
     require(start + count <= cache.length(slots.data()[i]), "a sequence is longer than the cache was told");
+    require(count <= tokens - row, "the spans do not cover the tokens");
     row += count;
   }
   require(row == tokens, "the spans do not cover the tokens");
@@ -97,6 +114,7 @@ void attention_py(Pool& pool, const Cache& cache, int layer, int head_dim, Out2 
 
 }  // namespace
 
+// What is written to is never converted (noconvert): the results would go to a copy.
 NB_MODULE(_kernels, m) {
   m.doc() = "Ventoux's CPU kernels. Arrays are C-contiguous float32; T tokens, H heads, K KV heads, D head_dim.";
 
@@ -131,6 +149,7 @@ NB_MODULE(_kernels, m) {
           "allocate",
           [](Cache& c, int length) {
             require(length > 0, "a sequence needs at least one position");
+            require(length <= INT_MAX - 2 * kPanel, "a sequence is longer than positions can count");
             return c.allocate(length);
           },
           "length"_a, "Make room for a sequence of at most `length` positions -> slot.")
@@ -138,11 +157,12 @@ NB_MODULE(_kernels, m) {
       .def_prop_ro("nbytes", &Cache::nbytes, "Bytes that the allocated sequences hold.")
       .def_prop_ro("sequences", &Cache::sequences, "Sequences that are allocated.");
 
-  m.def("linear", &linear_py, "pool"_a, "x"_a, "weights"_a, "outs"_a, "add"_a, "quantize"_a,
+  m.def("linear", &linear_py, "pool"_a, "x"_a, "weights"_a, "outs"_a.noconvert(), "add"_a, "quantize"_a,
         "outs[i] (+)= x . weights[i] for x [T, columns], outs[i] [T, rows].");
-  m.def("rms_norm", &rms_norm_py, "pool"_a, "x"_a, "weight"_a, "eps"_a, "out"_a, "out = x / rms(x) * weight, row by row.");
-  m.def("swiglu", &swiglu_py, "pool"_a, "gate"_a, "up"_a, "gate = silu(gate) * up.");
-  m.def("attention", &attention_py, "pool"_a, "cache"_a, "layer"_a, "head_dim"_a, "q"_a, "k"_a, "v"_a, "cos"_a, "sin"_a,
-        "slots"_a, "starts"_a, "counts"_a, "out"_a,
+  m.def("rms_norm", &rms_norm_py, "pool"_a, "x"_a, "weight"_a, "eps"_a, "out"_a.noconvert(),
+        "out = x / rms(x) * weight, row by row.");
+  m.def("swiglu", &swiglu_py, "pool"_a, "gate"_a.noconvert(), "up"_a, "gate = silu(gate) * up.");
+  m.def("attention", &attention_py, "pool"_a, "cache"_a, "layer"_a, "head_dim"_a, "q"_a.noconvert(), "k"_a.noconvert(),
+        "v"_a, "cos"_a, "sin"_a, "slots"_a, "starts"_a, "counts"_a, "out"_a.noconvert(),
         "Rotate q [T, H*D] and k [T, K*D] in place, attend into out [T, H*D], append k and v [T, K*D] to the cache.");
 }

@@ -1,7 +1,13 @@
 #include "pool.h"
 
+#include <pthread.h>
+
+#include <atomic>
 #include <chrono>
+#include <condition_variable>
 #include <stdexcept>
+#include <system_error>
+#include <thread>
 
 namespace ventoux {
 namespace {
@@ -33,22 +39,41 @@ const Kernels* find(const std::string& isa) {
   return isa == kPortable.name ? &kPortable : nullptr;
 }
 
+std::atomic<unsigned> forks{0};
+[[maybe_unused]] const int counts_forks = pthread_atfork(nullptr, nullptr, [] { forks++; });
+
 }  // namespace
 
-std::vector<std::string> instruction_sets() {
-  std::vector<std::string> names;
-  for (const char* isa : {"avx512", "avx2", "portable"})
-    if (find(isa)) names.push_back(isa);
-  return names;
-}
+class Crew {
+ public:
+  explicit Crew(int workers) {
+    workers_.reserve(size_t(workers));
+    try {
+      for (int i = 1; i <= workers; i++) workers_.emplace_back([this, i] { serve(i); });
+    } catch (const std::system_error& error) {
+      stop();
+      throw std::runtime_error("cannot start " + std::to_string(workers) + " threads: " + error.what());
+    }
+  }
+  ~Crew() { stop(); }
+  void run(int tasks, const std::function<void(int, int)>& work);
 
-Pool::Pool(int threads, const std::string& isa) : kernels_(find(isa)), scratch_(size_t(threads)) {
-  if (!kernels_) throw std::invalid_argument("instruction set " + isa + " cannot run on this machine");
-  if (threads < 1) throw std::invalid_argument("a pool needs at least one thread");
-  for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { serve(i); });
-}
+ private:
+  void serve(int thread);
+  void take_tasks(int thread);
+  void stop();
 
-Pool::~Pool() {
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  const std::function<void(int, int)>* work_ = nullptr;
+  int tasks_ = 0;
+  std::atomic<int> next_{0}, active_{0};
+  std::atomic<uint64_t> round_{0};
+  std::atomic<bool> open_{false}, stop_{false};
+};
+
+void Crew::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;
@@ -57,12 +82,7 @@ Pool::~Pool() {
   for (auto& worker : workers_) worker.join();
 }
 
-void Pool::run(int tasks, const std::function<void(int, int)>& work) {
-  if (workers_.empty() || tasks == 1) {
-    for (int i = 0; i < tasks; i++) work(i, 0);
-    return;
-  }
-  std::lock_guard<std::mutex> caller(callers_);
+void Crew::run(int tasks, const std::function<void(int, int)>& work) {
   work_ = &work;
   tasks_ = tasks;
   next_ = 0;
@@ -75,17 +95,17 @@ void Pool::run(int tasks, const std::function<void(int, int)>& work) {
   take_tasks(0);
   // Only workers that have begun are waited for: one that lost its core to another program finds the round closed.
   open_ = false;
-  for (int spins = 0; active_ > 0; spins++) {
-    relax();
-    if (spins > 4096) std::this_thread::yield();
+  for (int spins = 0; active_ > 0;) {
+    if (spins++ < 4096) relax();
+    else spins = 4096, std::this_thread::yield();
   }
 }
 
-void Pool::take_tasks(int thread) {
+void Crew::take_tasks(int thread) {
   for (int task; (task = next_++) < tasks_;) (*work_)(task, thread);
 }
 
-void Pool::serve(int thread) {
+void Crew::serve(int thread) {
   for (uint64_t seen = 0;;) {
     const auto until = std::chrono::steady_clock::now() + kSpin;
     while (round_ == seen && !stop_) {
@@ -101,6 +121,41 @@ void Pool::serve(int thread) {
     if (open_) take_tasks(thread);
     active_--;
   }
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const char* isa : {"avx512", "avx2", "portable"})
+    if (find(isa)) names.push_back(isa);
+  return names;
+}
+
+Pool::Pool(int threads, const std::string& isa) : kernels_(find(isa)) {
+  if (!kernels_) throw std::invalid_argument("instruction set " + isa + " cannot run on this machine");
+  if (threads < 1) throw std::invalid_argument("a pool needs at least one thread");
+  scratch_.resize(size_t(threads));
+  start();
+}
+
+Pool::~Pool() {
+  if (born_ != forks) crew_.release();
+}
+
+void Pool::start() {
+  // A forked child has none of its parent's threads: joining them, or destroying what they wait for, would hang.
+  if (born_ != forks) crew_.release();
+  if (!crew_ && threads() > 1) crew_ = std::make_unique<Crew>(threads() - 1);
+  born_ = forks;
+}
+
+void Pool::run(int tasks, const std::function<void(int, int)>& work) {
+  if (threads() == 1 || tasks <= 1) {
+    for (int i = 0; i < tasks; i++) work(i, 0);
+    return;
+  }
+  std::lock_guard<std::mutex> caller(callers_);
+  if (born_ != forks) start();
+  crew_->run(tasks, work);
 }
 
 uint8_t* Pool::scratch(int thread, size_t bytes) {

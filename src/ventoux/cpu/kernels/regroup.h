@@ -24,7 +24,8 @@ inline Quantized quantize_group(const float* x, int group) {
   constexpr float largest = 127 * 256 + 127;
   const float most = reduce_max(peak);
   to.scale = most / largest;
-  const Floats inverse = splat(most > 0 ? largest / most : 0), limit = splat(127);
+  // What is so small counts as 0: its inverse would overflow.
+  const Floats inverse = splat(most > 1e-30f ? largest / most : 0), limit = splat(127);
   for (int i = 0; i < group; i += 16) {
     const Floats whole = mul(load(x + i), inverse), high = round(mul(whole, splat(1.0f / 256)));
     // -128 .. 128; the ends are cut to what every kernel can multiply, an error of one in 32,639.

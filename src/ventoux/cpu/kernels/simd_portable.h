@@ -10,7 +10,7 @@ namespace {
 
 constexpr const char* kName = "portable";
 constexpr int kTile = 4;
-constexpr int kQuantizedTile = 2;
+constexpr int kQuantizedTile = 1;  // the sums of high and low in 16 bits fill half of SSE2's 16 registers
 constexpr int kSignedOffset = 0;
 
 struct Floats {
@@ -33,11 +33,12 @@ inline Floats fnma(const Floats& x, const Floats& y, const Floats& z) { Floats r
 
 inline float from_bits(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
 inline uint32_t to_bits(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
-// fp16 -> fp32: shift exponent and mantissa into place and let one multiplication by 2^112 rebias (subnormals too).
+// fp16 -> fp32: shift exponent and mantissa into place and let one multiplication by 2^112 rebias (subnormals too);
+// what had the largest exponent (infinity, NaN) gets the largest again. No branch: 16 of them become vector code.
 inline float from_half(uint16_t h) {
   const uint32_t magnitude = uint32_t(h & 0x7fff) << 13, sign = uint32_t(h & 0x8000) << 16;
-  if (magnitude >= 0x0f800000u) return from_bits(sign | magnitude | 0x7f800000u);  // infinity, NaN
-  return from_bits(to_bits(from_bits(magnitude) * from_bits(0x77800000u)) | sign);
+  const uint32_t special = int32_t(magnitude) >= 0x0f800000 ? 0x7f800000u : 0;
+  return from_bits(to_bits(from_bits(magnitude) * from_bits(0x77800000u)) | special | sign);
 }
 // fp32 -> fp16, to the nearest, ties to even.
 inline uint16_t to_half(float x) {
@@ -59,35 +60,52 @@ inline float reduce_max(const Floats& x) { float r = x.v[0]; LANES r = x.v[i] > 
 inline Floats abs(const Floats& x) { Floats r; LANES r.v[i] = x.v[i] < 0 ? -x.v[i] : x.v[i]; return r; }
 // Adding and taking away 1.5 * 2^23 rounds to the nearest whole number for magnitudes under 2^22.
 inline Floats round(const Floats& x) { Floats r; LANES r.v[i] = (x.v[i] + 12582912.0f) - 12582912.0f; return r; }
-// 2^n for whole n in [-126, 127].
-inline Floats power_of_two(const Floats& n) { Floats r; LANES r.v[i] = from_bits(uint32_t(int32_t(n.v[i]) + 127) << 23); return r; }
+// 2^n for whole n in [-126, 127]: the sum has n + 127 in its lowest bits. (A cast to int would be undefined for NaN.)
+inline float power_of_two(float n) { return from_bits(to_bits(n + (12582912.0f + 127)) << 23); }
+inline Floats power_of_two(const Floats& n) { Floats r; LANES r.v[i] = power_of_two(n.v[i]); return r; }
 // 16 floats of magnitude at most 127, rounded to int8.
 inline void store_int8(int8_t* p, const Floats& x) { const Floats whole = round(x); LANES p[i] = int8_t(whole.v[i]); }
 
-// 64 bytes: four columns of each of 16 rows.
+// 64 bytes: four columns of each of 16 rows; a row's columns 0 and 1 are one 16-bit number (the low byte first), 2 and
+// 3 the next. Vector types of GCC and clang: what GCC 12 makes of the same sums over arrays is several times slower.
+typedef uint16_t Pairs __attribute__((vector_size(16)));
+typedef int16_t Words __attribute__((vector_size(16)));
+typedef int32_t Ints __attribute__((vector_size(16)));
 struct Bytes {
-  uint8_t v[64];
+  Pairs v[4];
 };
 
-#define EACH for (int i = 0; i < 64; i++)
+#define EACH for (int i = 0; i < 4; i++)
 inline Bytes load_bytes(const uint8_t* p) { Bytes r; std::memcpy(r.v, p, 64); return r; }
 inline void store_bytes(uint8_t* p, const Bytes& x) { std::memcpy(p, x.v, 64); }
-inline Bytes mask(const Bytes& x, uint8_t bits) { Bytes r; EACH r.v[i] = x.v[i] & bits; return r; }
-inline Bytes shift_right(const Bytes& x, int n) { Bytes r; EACH r.v[i] = uint8_t(n < 0 ? x.v[i] << -n : x.v[i] >> n); return r; }
+inline Bytes mask(const Bytes& x, uint8_t bits) { Bytes r; EACH r.v[i] = x.v[i] & uint16_t(bits * 257); return r; }
+// Shifts cross bytes: mask afterwards. A negative n shifts left.
+inline Bytes shift_right(const Bytes& x, int n) { Bytes r; EACH r.v[i] = n < 0 ? x.v[i] << -n : x.v[i] >> n; return r; }
 inline Bytes either(const Bytes& x, const Bytes& y) { Bytes r; EACH r.v[i] = x.v[i] | y.v[i]; return r; }
 inline Bytes from_signed(const Bytes& x) { return x; }
 
-// Sums of products of weights (kBits wide: unsigned, but signed when 8) and int8 activations, 16 rows at once.
+// Sums of products of weights (kBits wide: unsigned, but signed when 8) and int8 activations, 16 rows at once. As on
+// AVX2, products of neighbours are added in 16 bits, where 2 * 127 * (2^kBits - 1) fits kFits times, and widened then.
 template <int kBits>
 struct Dot {
-  int32_t v[16];
+  static constexpr int kFits = kBits == 8 ? 1 : 1 << (7 - kBits);
+  Words narrow[4];
+  Ints wide[4];
+
   static Dot zero() { return Dot{}; }
-  void add(const Bytes& w, int32_t quad, int) {
-    int8_t x[4];
-    std::memcpy(x, &quad, 4);
-    LANES for (int c = 0; c < 4; c++) {
-      const int weight = kBits == 8 ? int8_t(w.v[4 * i + c]) : w.v[4 * i + c];
-      v[i] += weight * x[c];
+  // `j` counts the calls for one sum: 0, 1, ...
+  void add(const Bytes& w, int32_t quad, int j) {
+    const Ints four = {quad, quad, quad, quad};
+    const Words even = Words(Pairs(four) << 8) >> 8, odd = Words(four) >> 8;
+    EACH {
+      const Words low = kBits == 8 ? Words(w.v[i] << 8) >> 8 : Words(w.v[i] & 255);
+      const Words high = kBits == 8 ? Words(w.v[i]) >> 8 : Words(w.v[i] >> 8);
+      const Words product = low * even + high * odd;
+      narrow[i] = j % kFits ? narrow[i] + product : product;
+      if (j % kFits == kFits - 1) {
+        const Ints both = Ints(narrow[i]);
+        wide[i] += (both >> 16) + (both << 16 >> 16);
+      }
     }
   }
 };
@@ -96,7 +114,7 @@ struct Dot {
 template <int kBits>
 inline Floats total(const Dot<kBits>& high, const Dot<kBits>& low) {
   Floats r;
-  LANES r.v[i] = float(256 * high.v[i] + low.v[i]);
+  LANES r.v[i] = float(256 * high.wide[i / 4][i % 4] + low.wide[i / 4][i % 4]);
   return r;
 }
 #undef EACH
