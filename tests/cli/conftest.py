@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import signal
 import sys
 from pathlib import Path
 
@@ -9,6 +10,14 @@ import pytest
 import tiny
 
 from ventoux import cli
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """Programs inherit an ignored Ctrl-C, as a shell gives it to jobs in the background, but no handler of ours."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")
