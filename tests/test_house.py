@@ -19,7 +19,7 @@ FLOORS = [
     ["gguf", "batch"],
     ["tokenizer", "quant"],
     ["chat", "checkpoint"],
-    ["cpu"],
+    ["cpu", "pytorch"],
     ["decoding"],
     ["engine"],
     ["model"],
@@ -75,15 +75,26 @@ def test_import_ventoux_is_light():
     assert out.strip() == "False"
 
 
+EXTRAS = {"pytorch": "torch"}  # rooms whose libraries come with an extra
+NOT_IMPORTED = {"accelerate"}  # transformers needs it, for device maps and training
+
+
 def test_the_package_names_what_it_imports():
-    """Every third-party import of the package is a dependency in pyproject.toml, and the other way round."""
-    declared = {
-        re.split(r"[>=\[; ]", line)[0].replace("-", "_").lower()
-        for line in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    }
-    used = {name.split(".")[0] for file in SOURCE.rglob("*.py") for name in imports(file)}
-    third_party = used - set(sys.stdlib_module_names) - {"ventoux"}
-    assert third_party == declared
+    """Every third-party import of a room is a dependency or in the room's extra, and the other way round."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    base = names(project["dependencies"])
+    used: dict[str | None, set[str]] = {}
+    for file in SOURCE.rglob("*.py"):
+        third_party = {name.split(".")[0] for name in imports(file)} - set(sys.stdlib_module_names) - {"ventoux"}
+        used.setdefault(EXTRAS.get(file.relative_to(SOURCE).parts[0]), set()).update(third_party)
+    assert used.pop(None) == base
+    for extra, third_party in used.items():
+        assert third_party - base == names(project["optional-dependencies"][extra]) - NOT_IMPORTED, extra
+
+
+def names(lines: list[str]) -> set[str]:
+    """numpy>=1.26 -> numpy"""
+    return {re.split(r"[>=\[; ]", line)[0].replace("-", "_").lower() for line in lines}
 
 
 def test_files_can_be_held_in_mind():

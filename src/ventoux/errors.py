@@ -21,6 +21,10 @@ class ChatError(VentouxError):
     """A conversation cannot be written in the wanted chat format."""
 
 
+class ConversionError(VentouxError):
+    """A checkpoint cannot be written in the wanted layout or number format, or not at the wanted place."""
+
+
 class DownloadError(VentouxError):
     """A model could not be fetched, or what was fetched is not what was promised."""
 
@@ -49,6 +53,13 @@ class GenerationError(VentouxError):
 
 class OutOfMemoryError(VentouxError, MemoryError):
     """What was asked for is larger than the memory that the system gives."""
+
+
+class MissingExtraError(VentouxError, ImportError):
+    """A part of the package needs libraries that are not installed, or are too old."""
+
+    def __init__(self, part: str, extra: str, cause: ImportError) -> None:
+        super().__init__(f"{part} needs the extra [{extra}]: pip install 'ventoux[{extra}]' ({cause})")
 
 
 def shown(value: object) -> str:

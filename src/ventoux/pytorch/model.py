@@ -1,0 +1,245 @@
+"""MistralModel and MistralForCausalLM: our modules, transformers' loading, saving and generating around them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MistralConfig, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.utils.generic import can_return_tuple
+
+from ventoux.pytorch import masks
+from ventoux.pytorch.cache import RollingCache
+from ventoux.pytorch.modules import MistralDecoderLayer, MistralRMSNorm, rotation
+
+_CHANGES_WITH_LENGTH = ("dynamic", "longrope")  # rotary frequencies that depend on how long the text is
+
+
+class MistralPreTrainedModel(PreTrainedModel):
+    """What transformers wants to know about all of our classes."""
+
+    config_class = MistralConfig
+    config: MistralConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MistralDecoderLayer"]  # noqa: RUF012 (transformers' names and kinds)
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+    def __init__(self, config: MistralConfig, *args: Any, **kwargs: Any) -> None:
+        check_config(config)
+        super().__init__(config, *args, **kwargs)
+
+
+def check_config(config: MistralConfig) -> None:
+    """Refuse what these classes would otherwise ignore. Raises ValueError."""
+    H, K, window = config.num_attention_heads, config.num_key_value_heads, config.sliding_window
+    if K < 1 or H % K:
+        raise ValueError(f"num_key_value_heads={K} must divide num_attention_heads={H}")
+    if config.head_dim < 2 or config.head_dim % 2:
+        raise ValueError(f"head_dim must be even, since rotary embeddings turn pairs; found {config.head_dim}")
+    if window is not None and window < 1:
+        raise ValueError(f"sliding_window counts keys, at least 1 (null: no window); found {window}")
+    if len(set(getattr(config, "layer_types", None) or ())) > 1:
+        raise ValueError("layer_types mixes windows; a MistralConfig has one sliding_window for all layers")
+    if getattr(config, "is_causal", True) is False:
+        raise ValueError("is_causal=False: these classes are causal; remove it, or use transformers' own")
+    rope = config.rope_parameters["rope_type"]
+    if rope != "default" and (rope in _CHANGES_WITH_LENGTH or rope not in ROPE_INIT_FUNCTIONS):
+        raise ValueError(f"rope_type {rope!r} is not supported; expected default, linear, yarn or llama3")
+
+
+class MistralModel(MistralPreTrainedModel):
+    """Token ids [B, T] -> hidden states [B, T, E], after the last norm."""
+
+    def __init__(self, config: MistralConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(MistralDecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = MistralRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the layers.
+
+        input_ids            int64 [B, T], or inputs_embeds [B, T, E]: exactly one of them
+        attention_mask       [B, past + T], 1 for real tokens; or what the attention implementation takes, ready made
+        position_ids         int64 [B, T]; by default each token's place among the real tokens of its row. Positions
+                             that begin anew within a row, without a mask and a cache, mean packed sequences, which do
+                             not see each other
+        past_key_values      a transformers cache, advanced by T; made when use_cache and there is none
+        output_attentions    probabilities [B, H, T, S] of each layer, computed by the eager implementation
+        output_hidden_states [B, T, E] before each layer, and after the last norm
+
+        Raises ValueError for a mask that does not fit.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        length, config = embeds.shape[1], self.config
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        checkpointing = self.gradient_checkpointing and self.training
+
+        segments = None
+        if position_ids is not None and attention_mask is None and past_key_values is None:
+            segments = masks.packed_segments(position_ids.expand(embeds.shape[0], -1))
+        if segments is not None and use_cache:
+            raise ValueError("packed sequences cannot be continued, so they have no cache; give use_cache=False")
+        use_cache = config.use_cache if use_cache is None else use_cache
+        use_cache = use_cache and segments is None and not checkpointing
+        if use_cache and past_key_values is None:
+            # a ring is written in place, which gradients cannot pass
+            past_key_values = DynamicCache(config=config) if torch.is_grad_enabled() else RollingCache(config)
+
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and isinstance(past, int):
+            masks.check_mask(attention_mask, past=past, length=length, window=config.sliding_window)
+        if position_ids is None:
+            position_ids = masks.positions(attention_mask, past=past, length=length, device=embeds.device)
+        implementation = "eager" if output_attentions else config._attn_implementation
+        mask = masks.attention_mask_for(
+            implementation,
+            config=config,
+            embeds=embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            segments=segments,
+        )
+        hidden_states = embeds
+        all_hidden_states: list[Tensor] = []
+        all_attentions: list[Tensor] = []
+        turn = rotation(config, position_ids, dtype=embeds.dtype)
+        for layer in self.layers:
+            all_hidden_states.append(hidden_states) if output_hidden_states else None
+            hidden_states, weights = layer(
+                hidden_states,
+                position_embeddings=turn,
+                attention_mask=mask,
+                past_key_values=past_key_values,
+                implementation=implementation,
+                position_ids=position_ids,
+                **kwargs,
+            )
+            all_attentions.append(weights) if output_attentions else None
+        hidden_states = self.norm(hidden_states)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden_states,
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=(*all_hidden_states, hidden_states) if output_hidden_states else None,
+            attentions=tuple(all_attentions) if output_attentions else None,
+        )
+
+
+class MistralForCausalLM(MistralPreTrainedModel, GenerationMixin):
+    """The model with its output head: logits of the next token, losses, and `generate()`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: MistralConfig) -> None:
+        super().__init__(config)
+        self.model = MistralModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As MistralModel, with logits [B, T, V].
+
+        labels          int64 [B, T], the input ids, -100 where there is nothing to learn; they are shifted here
+        logits_to_keep  only the last so many logits (0: all), or an index of positions
+        """
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _prepare_cache_for_generation(
+        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        """A ring of W positions where transformers would make a DynamicCache; `generate()` calls this once.
+
+        Raises ValueError for padding on the right, which would be generated from.
+        """
+        masks.check_prompt(model_kwargs.get("attention_mask"))
+        wanted = generation_config.use_cache is not False and generation_config.cache_implementation in (
+            None,
+            "dynamic",
+        )
+        if wanted and self.config.sliding_window is not None and model_kwargs.get("past_key_values") is None:
+            cache = RollingCache(self.config)
+            if generation_config.is_assistant:
+                cache.activate_past_recording()
+            model_kwargs["past_key_values"] = cache
+            return
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+    @staticmethod
+    def create_masks_for_generate(config: MistralConfig, inputs_embeds: Tensor, **kwargs: Any) -> Any:
+        """Masks for static caches, which `generate()` makes outside of the compiled forward pass."""
+        implementation, mask = config._attn_implementation, kwargs.get("attention_mask")
+        if implementation in masks.WITHOUT_TENSORS:
+            if inputs_embeds.shape[1] > 1:
+                return mask  # a prompt is not compiled: the model makes what fits
+            implementation = "sdpa"
+        return masks.attention_mask_for(
+            implementation,
+            config=config,
+            embeds=inputs_embeds,
+            attention_mask=mask,
+            past_key_values=kwargs.get("past_key_values"),
+        )
