@@ -22,9 +22,9 @@ FLOORS = [
     ["cpu", "pytorch"],
     ["decoding"],
     ["engine"],
-    ["model"],
+    ["model", "conversion"],
     ["cli"],
-    ["__main__"],
+    ["__main__", "convert_mistral_weights_to_hf"],
 ]
 FLOOR = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
 HEAVY = {"torch", "transformers", "fastapi", "mistral_common", "huggingface_hub", "typer", "rich", "prompt_toolkit"}

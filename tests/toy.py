@@ -87,6 +87,9 @@ class ToyBackend:
     def new_cache(self) -> ToyCache:
         return self.cache
 
+    def not_finite(self) -> str:
+        return "it is a toy"
+
     def forward(self, batch: Batch, cache: ToyCache) -> Float32:
         self.batches.append(batch)
         rows = {}

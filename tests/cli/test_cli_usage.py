@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
-COMMANDS = ("pull", "info", "demo", "interactive", "generate", "chat", "tokenize", "bench")
+COMMANDS = ("pull", "info", "demo", "interactive", "generate", "chat", "tokenize", "bench", "convert")
 
 
 def flags_of(help_text):
@@ -22,7 +22,7 @@ def sections():
 def documented(command):
     """The flags of a command by the tables of the page."""
     text = sections()
-    tables = [text[command], *([text["Which model"]] if command != "pull" else [])]
+    tables = [text[command], *([text["Which model"]] if command not in ("pull", "convert") else [])]
     tables += [text["generate"]] if command == "chat" else []
     rows = [
         line.split("|")[1] + line.split("|")[2] * ("too" in line)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.request import Request, urlopen
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from llama_server import LlamaCpp
 from vocabularies import FILES, MISTRAL, byte_fallback_json, byte_level_json, sentencepiece_metadata
 
 from ventoux import tokenizer
@@ -75,36 +75,6 @@ def test_a_gguf_file_may_put_no_space_before_the_text() -> None:
     assert [ours.token_bytes(i) for i in ours.encode("Hello world")] == [b"Hello", b" world"]
     for text in (" a", "  a", "a", ""):
         assert ours.decode(ours.encode(text)) == text
-
-
-class LlamaCpp:
-    """llama.cpp's own tokenizer, asked through its server."""
-
-    def __init__(self, path: Path) -> None:
-        import xllamacpp
-
-        params = xllamacpp.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx, params.n_parallel, params.cpuparams.n_threads = 64, 1, 1
-        params.warmup = False
-        self._server = xllamacpp.Server(params)
-
-    def ask(self, route: str, **question: Any) -> dict[str, Any]:
-        body = json.dumps(question).encode()
-        url = f"{self._server.listening_address}/{route}"
-        with urlopen(Request(url, body, {"Content-Type": "application/json"})) as answer:
-            found: dict[str, Any] = json.load(answer)
-            return found
-
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = self.ask("tokenize", content=text, add_special=False, parse_special=False)["tokens"]
-        return ids
-
-    def ends_with(self, token_id: int) -> bool:
-        """Whether this token, when the model chooses it, ends the text."""
-        bias = [[token_id, 1000.0]]
-        answer = self.ask("completion", prompt="a", n_predict=2, temperature=0, logit_bias=bias, cache_prompt=False)
-        return bool(answer["stop_type"] == "eos")
 
 
 @pytest.fixture(scope="module")

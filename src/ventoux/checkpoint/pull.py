@@ -115,7 +115,7 @@ def recorded(match: re.Match[str]) -> Path | None:
         return None
 
 
-def bar(label: str) -> Progress:
+def bar(label: str, doing: str = "fetching") -> Progress:
     """A progress bar on standard error, redrawn at each percent; where that is no terminal, one line at the start."""
     drawn = -1
 
@@ -132,6 +132,6 @@ def bar(label: str) -> Progress:
             if here == total:
                 print(file=sys.stderr)
         elif first:
-            print(f"fetching {label}, {total / 1e6:.0f} MB", file=sys.stderr, flush=True)
+            print(f"{doing} {label}, {total / 1e6:.0f} MB", file=sys.stderr, flush=True)
 
     return draw

@@ -37,11 +37,11 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(path: str | Path, *, prefer_raw: bool = False) -> Checkpoint:
     """The checkpoint in a folder (raw or Hugging Face) or a .gguf file.
 
-    A folder that holds both layouts is read as Hugging Face's: the two are never mixed. Nothing is copied but tensors
-    that were split over several raw files. Raises CheckpointError or ConfigError.
+    A folder that holds both layouts is read as Hugging Face's, or as raw with `prefer_raw`: the two are never mixed.
+    Nothing is copied but tensors that were split over several raw files. Raises CheckpointError or ConfigError.
     """
     path = Path(path)
     if path.is_file():
@@ -51,11 +51,12 @@ def read(path: str | Path) -> Checkpoint:
         return _read_gguf(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: there is no such file or folder")
-    weights = [path / name for name in WEIGHTS if (path / name).exists()]
-    if weights and (path / "config.json").exists():
-        return _read_huggingface(path, weights[0])
+    weights = [path / name for name in WEIGHTS if (path / name).exists()] * (path / "config.json").exists()
     raw = sorted(path.glob("consolidated*.safetensors")) or sorted(path.glob("consolidated*.pth"))
-    if raw and (path / "params.json").exists():
+    raw *= (path / "params.json").exists()
+    if weights and not (raw and prefer_raw):
+        return _read_huggingface(path, weights[0])
+    if raw:
         return _read_raw(path, raw)
     files = sorted(path.glob("*.gguf"))
     hint = f"; name the GGUF file itself: {files[0]}" if files else ""

@@ -1,4 +1,4 @@
-"""JSON from strangers: one object, no key twice, bounded in size and depth."""
+"""JSON from strangers: one object, no key twice, bounded in size and depth. And ours, as it is written into files."""
 
 import json
 from pathlib import Path
@@ -31,6 +31,11 @@ def parse(data: bytes, *, source: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{source}: expected a JSON object, found a {type(value).__name__}")
     return value
+
+
+def written(value: dict[str, Any]) -> bytes:
+    """The text of a JSON file; surrogates, which stand for bytes that are no UTF-8, are escaped."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from ventoux.cli.options import (
     positive,
     sampling,
     sampling_flags,
+    window,
 )
+from ventoux.errors import shown
 
 ABOUT = "Run Mistral 7B and its relatives on a CPU."
 FORMAT = functools.partial(argparse.HelpFormatter, max_help_position=30)
@@ -39,7 +41,17 @@ def parser() -> ArgumentParser:
     top.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
     top.add_argument("--debug", action="store_true", help="show the traceback of an error; allowed anywhere")
     commands = top.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    for add in (add_pull, add_info, add_demo, add_interactive, add_generate, add_chat, add_tokenize, add_bench):
+    for add in (
+        add_pull,
+        add_info,
+        add_demo,
+        add_interactive,
+        add_generate,
+        add_chat,
+        add_tokenize,
+        add_bench,
+        add_convert,
+    ):
         add(functools.partial(command, commands))
     return top
 
@@ -203,6 +215,49 @@ def bench(args: Namespace) -> None:
 
     shape = Shape(prompt=args.prompt, new=args.new, depth=args.depth, streams=args.streams)
     bench(load(args), shape, repeat=args.repeat, as_json=args.json)
+
+
+def add_convert(add: Add) -> None:
+    from ventoux.cli.convert import size
+
+    about = (
+        "Write a checkpoint in another layout or number format. SRC is what -m takes elsewhere. DST must not be there"
+        " yet, and appears when it is complete. Tokenizer and chat template go along."
+    )
+    flags = add("convert", about, convert)
+    flags.add_argument("src", metavar="SRC", help=MODEL_HELP.partition(" (")[0])
+    flags.add_argument("dst", metavar="DST", help="a folder (raw, hf) or a file (gguf)")
+    flags.add_argument(
+        "--to", required=True, choices=["raw", "hf", "gguf"], help="mistral-src's layout, Hugging Face's, llama.cpp's"
+    )
+    flags.add_argument(
+        "--dtype",
+        choices=["f32", "f16", "bf16", "q8_0", "q4_0"],
+        help="q8_0 and q4_0 for gguf only (default: as it is; block formats become f32 in folders, which is exact)",
+    )
+    flags.add_argument(
+        "--shard-size", type=size, metavar="SIZE", help="hf: largest file of weights, such as 500MB (default: 5GB)"
+    )
+    flags.add_argument(
+        "--window",
+        type=window,
+        metavar="N",
+        help="sliding window in keys for a source that does not say it; off for none",
+    )
+
+
+def convert(args: Namespace) -> None:
+    from ventoux.cli.convert import summarize
+    from ventoux.conversion import convert
+
+    if args.shard_size is not None and args.to != "hf":
+        raise UsageError("--shard-size needs --to hf; the others have one file of weights")
+    if args.to != "gguf" and args.dtype in ("q8_0", "q4_0"):
+        raise UsageError(f"--dtype {args.dtype} needs --to gguf")
+    if args.to != "gguf" and args.dst.endswith(".gguf"):
+        raise UsageError(f"--to {args.to} writes a folder, but {shown(args.dst)} is named as a GGUF file")
+    done = convert(args.src, args.dst, to=args.to, dtype=args.dtype, shard_size=args.shard_size, window=args.window)
+    summarize(done)
 
 
 def add_reference_flags(flags: ArgumentParser, *, temperature: float) -> None:

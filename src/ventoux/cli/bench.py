@@ -10,7 +10,6 @@ from time import perf_counter
 
 import numpy as np
 
-from ventoux import cpu
 from ventoux.batch import Backend, Batch, Cache, Segment
 from ventoux.errors import RequestError
 from ventoux.model import Mistral
@@ -41,8 +40,7 @@ class Measured:
 
 
 def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
-    backend = model.backend
-    assert isinstance(backend, cpu.Backend)
+    backend, means = model.backend, model.backend.description
     if shape.depth < 0:
         raise RequestError(f"depth must be at least 0, found {shape.depth}")
     if shape.streams > MAX_STREAMS:
@@ -56,8 +54,11 @@ def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
     result = {
         "prefill_tok_s": [round(run.prefill_tok_s, 2) for run in runs],
         "decode_tok_s": [round(run.decode_tok_s, 2) for run in runs],
-        "threads": backend.threads,
-        "isa": backend.isa,
+        "backend": means.backend,
+        "device": means.device,
+        "compute": means.compute,
+        "threads": means.threads,
+        "isa": means.isa,
         "rss_bytes": peak_memory(),
         "kv_bytes": runs[-1].kv_bytes,
     }
@@ -67,7 +68,7 @@ def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
     prefill, decode = (median(getattr(run, name) for run in runs) for name in ("prefill_tok_s", "decode_tok_s"))
     print(f"prefill  {prefill:9.1f} tokens/s  {shape.streams} x {shape.prompt} at depth {shape.depth}")
     print(f"decode   {decode:9.1f} tokens/s  {shape.streams} x {shape.new} at depth {shape.depth + shape.prompt}")
-    print(f"{result['threads']} threads, {result['isa']}, median of {repeat}")
+    print(f"{means}, median of {repeat}")
     print(f"memory   {peak_memory() / 1e6:9.1f} MB at most, of it {runs[-1].kv_bytes / 1e6:.1f} MB keys and values")
 
 

@@ -5,7 +5,6 @@ from collections import Counter
 from math import prod
 from typing import Any
 
-from ventoux import cpu
 from ventoux.errors import ChatError, TokenizerError
 from ventoux.model import Mistral
 
@@ -15,16 +14,14 @@ def info(model: Mistral, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts, ensure_ascii=False))
         return
-    for name, text in lines(facts):
+    for name, text in lines(facts, compute=str(model.backend.description)):
         print(f"{name:<11}{text}")
 
 
 def gather(model: Mistral) -> dict[str, Any]:
     """Everything as plain numbers and strings. Sizes are bytes."""
-    files, config, backend = model.checkpoint, model.config, model.backend
+    files, config, means = model.checkpoint, model.config, model.backend.description
     assert files is not None
-    assert isinstance(backend, cpu.Backend)
-    kv_itemsize = 2 if backend.compute == "int16" else 4  # the cache is fp16 or fp32
     tensors: dict[str, dict[str, int]] = {}
     counts = Counter(tensor.format for tensor in files.tensors.values())
     for format, count in counts.most_common():
@@ -50,10 +47,12 @@ def gather(model: Mistral) -> dict[str, Any]:
         "tensors": tensors,
         "tokenizer": tokenizer(model),
         "chat_format": chat_format(model),
-        "isa": backend.isa,
-        "threads": backend.threads,
-        "compute": backend.compute,
-        "kv_bytes_per_token": 2 * config.num_layers * config.num_kv_heads * config.head_dim * kv_itemsize,
+        "backend": means.backend,
+        "device": means.device,
+        "isa": means.isa,
+        "threads": means.threads,
+        "compute": means.compute,
+        "kv_bytes_per_token": 2 * config.num_layers * config.num_kv_heads * config.head_dim * means.kv_itemsize,
     }
 
 
@@ -74,7 +73,7 @@ def chat_format(model: Mistral) -> dict[str, str | None]:
     return {"version": found.version, "reason": found.reason}
 
 
-def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def lines(facts: dict[str, Any], *, compute: str) -> list[tuple[str, str]]:
     f = facts
     text, chat = f["tokenizer"], f["chat_format"]
     tensors = (f"{t['count']} {name} ({megabytes(t['bytes'])})" for name, t in f["tensors"].items())
@@ -89,7 +88,7 @@ def lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("tensors", ", ".join(tensors)),
         ("tokenizer", f"{text['kind']}, {text['version'] or 'no Mistral version'}" if text else "none"),
         ("chat", f"{chat['version'] or 'none'}: {chat['reason']}"),
-        ("compute", f"{f['compute']} on {f['isa']}, {f['threads']} threads"),
+        ("compute", compute),
         ("KV cache", f"{f['kv_bytes_per_token']} bytes a token"),
     ]
 

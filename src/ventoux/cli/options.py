@@ -56,7 +56,17 @@ def model_flags() -> ArgumentParser:
         "--compute",
         choices=["auto", "int16", "f32"],
         default="auto",
-        help="int16 rounds activations to 16 bits, f32 does not; auto is what suits the checkpoint (default)",
+        help="cpu: int16 rounds activations to 16 bits, f32 does not; auto is what suits the checkpoint (default)",
+    )
+    group.add_argument(
+        "--backend",
+        choices=["cpu", "pytorch"],
+        default="cpu",
+        help="our own kernels (default), or torch, which the extra [torch] brings",
+    )
+    group.add_argument("--device", metavar="NAME", help="pytorch: cpu (default), cuda, cuda:1, mps")
+    group.add_argument(
+        "--dtype", choices=["fp32", "bf16", "fp16"], help="pytorch: default fp32 on a CPU, bf16 elsewhere"
     )
     return flags
 
@@ -71,12 +81,15 @@ def load(args: Namespace, *, name: str | None = None) -> "Mistral":
         return load(
             args.model if name is None else name,
             window=args.window,
+            backend=args.backend,
+            device=args.device,
+            dtype=args.dtype,
             threads=args.threads,
             compute=args.compute,
             chat_format=getattr(args, "chat_format", None),
         )
     except RequestError as error:  # what is wrong with a file has errors of its own
-        raise wrong_flag(error, ("threads",)) from error
+        raise wrong_flag(error, ("threads", "compute", "device", "dtype")) from error
 
 
 def sampling_flags() -> ArgumentParser:

@@ -2,12 +2,22 @@
 
 `from_params` reads mistral-src's params.json, `from_huggingface` transformers' config.json (versions 4 and 5), and
 `from_gguf` the metadata of a GGUF file. All are strict: a key that is unknown, or that asks for something this model
-cannot do, is an error that names the file and the key. Silence is how windows get lost.
+cannot do, is an error that names the file and the key. Silence is how windows get lost. `to_params`, `to_huggingface`
+and `to_gguf` write the same descriptions.
 """
 
-from ventoux.config.gguf import from_gguf
-from ventoux.config.huggingface import from_huggingface
+from ventoux.config.gguf import from_gguf, to_gguf
+from ventoux.config.huggingface import from_huggingface, to_generation, to_huggingface
 from ventoux.config.model import ModelConfig
-from ventoux.config.params import from_params
+from ventoux.config.params import from_params, to_params
 
-__all__ = ["ModelConfig", "from_gguf", "from_huggingface", "from_params"]
+__all__ = [
+    "ModelConfig",
+    "from_gguf",
+    "from_huggingface",
+    "from_params",
+    "to_generation",
+    "to_gguf",
+    "to_huggingface",
+    "to_params",
+]

@@ -1,11 +1,14 @@
 """The metadata of a GGUF file of architecture llama, which is what Mistral's are."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from ventoux.config.keys import Keys, checked, head_dim
 from ventoux.config.model import ModelConfig
-from ventoux.errors import shown
+from ventoux.errors import ConfigError, shown
 
 # About the file, its maker or its vocabulary: nothing here changes what the model computes.
 HARMLESS_PREFIXES = ("general.", "tokenizer.", "quantize.imatrix.", "split.")
@@ -68,7 +71,45 @@ def from_gguf(
         keys.must_be(f"llama.rope.scaling.{key}", 1.0)
     keys.must_be("llama.rope.scale_linear", 1.0)
     keys.finish(HARMLESS)
-    return checked(config, source)
+    exact = replace(config, rms_norm_eps=_decimal(config.rms_norm_eps), rope_theta=_decimal(config.rope_theta))
+    return checked(exact, source)
+
+
+def to_gguf(config: ModelConfig) -> dict[str, Any]:
+    """The metadata that describe a model, as `from_gguf` reads them, which gives the model back.
+
+    Whole numbers are meant as uint32, others as float32. llama.cpp knows no window in files of architecture llama and
+    ignores the key; we read it. Three ids that end a text have keys, more have none. Raises ConfigError when the layers
+    do not have one window.
+    """
+    if len(set(config.windows)) > 1:
+        found = ", ".join(str(window) for window in config.windows[:8])
+        raise ConfigError(f"a GGUF file has one sliding window for all layers, but they have {found}")
+    described: dict[str, Any] = {
+        "llama.block_count": config.num_layers,
+        "llama.context_length": config.context_length,
+        "llama.embedding_length": config.hidden_size,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.head_count": config.num_heads,
+        "llama.attention.head_count_kv": config.num_kv_heads,
+        "llama.attention.key_length": config.head_dim,
+        "llama.attention.value_length": config.head_dim,
+        "llama.attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "llama.rope.dimension_count": config.head_dim,
+        "llama.rope.freq_base": float(config.rope_theta),
+        "llama.vocab_size": config.vocab_size,
+    }
+    if config.windows[0] is not None:
+        described["llama.attention.sliding_window"] = config.windows[0]
+    if config.bos_id is not None:
+        described["tokenizer.ggml.bos_token_id"] = config.bos_id
+    return described | dict(zip(ENDS, config.eos_ids, strict=False))
+
+
+def _decimal(number: float) -> float:
+    """What a float32 was before it became one: 9.999999747378752e-06 is the float32 of 1e-05."""
+    short = float(str(np.float32(number)))
+    return short if np.float32(number) == number else number
 
 
 def _refuse_other_files(metadata: Mapping[str, Any], source: str) -> None:

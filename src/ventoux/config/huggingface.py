@@ -5,7 +5,7 @@ from typing import Any
 
 from ventoux.config.keys import Keys, checked, head_dim
 from ventoux.config.model import ModelConfig
-from ventoux.errors import shown
+from ventoux.errors import ConfigError, shown
 
 # What transformers writes beside the model's shape: training, generation, classification, provenance.
 HARMLESS = frozenset(
@@ -180,3 +180,49 @@ def _refuse_other_models(keys: Keys) -> None:
     architectures = keys.left.get("architectures") or ["MistralForCausalLM"]
     if architectures not in (["MistralForCausalLM"], ["LlamaForCausalLM"]):
         keys.fail("architectures", "expected MistralForCausalLM or LlamaForCausalLM: only language models are run")
+
+
+def to_huggingface(config: ModelConfig, *, dtype: str) -> dict[str, Any]:
+    """The config.json of a model, of type mistral; `from_huggingface` gives the model back.
+
+    dtype is what its weights are stored in: "float32", "float16" or "bfloat16". Raises ConfigError when the layers have
+    several widths of windows, which config.json cannot say.
+    """
+    widths = {window for window in config.windows if window is not None}
+    if len(widths) > 1:
+        raise ConfigError(f"config.json holds one width of a sliding window, but the layers have {sorted(widths)}")
+    described: dict[str, Any] = {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.context_length,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "sliding_window": next(iter(widths), None),
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": config.bos_id,
+        "eos_token_id": _one_or_all(config.eos_ids),
+        "torch_dtype": dtype,  # version 5 calls it dtype, and reads this too; version 4 reads only this
+    }
+    if widths and None in config.windows:
+        kinds = {True: "full_attention", False: "sliding_attention"}
+        described["layer_types"] = [kinds[window is None] for window in config.windows]
+    return described
+
+
+def to_generation(config: ModelConfig) -> dict[str, Any] | None:
+    """The generation_config.json of a model, None when it has nothing to say."""
+    if config.bos_id is None and not config.eos_ids:
+        return None
+    return {"bos_token_id": config.bos_id, "eos_token_id": _one_or_all(config.eos_ids)}
+
+
+def _one_or_all(ids: tuple[int, ...]) -> int | list[int] | None:
+    return list(ids) if len(ids) > 1 else next(iter(ids), None)

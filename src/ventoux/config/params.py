@@ -67,3 +67,36 @@ def _windows(keys: Keys, num_layers: int) -> tuple[int | None, ...]:
 def _context_length(keys: Keys) -> int:
     longest = keys.size("max_seq_len", "positions", default=CONTEXT_LENGTH)
     return keys.size("max_position_embeddings", "positions", default=longest)
+
+
+def to_params(config: ModelConfig) -> dict[str, Any]:
+    """The params.json of a model; `from_params` gives the model back, but for bos and eos ids, which it cannot say.
+
+    theta always stands there: readers disagree about what its absence means. Keys that mistral-src does not know are
+    there only where the model needs them.
+    """
+    params: dict[str, Any] = {
+        "dim": config.hidden_size,
+        "n_layers": config.num_layers,
+        "head_dim": config.head_dim,
+        "hidden_dim": config.intermediate_size,
+        "n_heads": config.num_heads,
+        "n_kv_heads": config.num_kv_heads,
+        "norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "vocab_size": config.vocab_size,
+    }
+    if config.windows != (None,) * config.num_layers:
+        pattern = _pattern(config.windows)
+        params["sliding_window"] = pattern[0] if len(pattern) == 1 else list(pattern)
+    if config.context_length != CONTEXT_LENGTH:
+        params["max_seq_len"] = config.context_length
+    if config.tie_embeddings:
+        params["tied_embeddings"] = True
+    return params
+
+
+def _pattern(windows: tuple[int | None, ...]) -> tuple[int | None, ...]:
+    """The shortest piece that the windows repeat: null 8 8 null 8 8 are null 8 8 twice."""
+    lengths = (n for n in range(1, len(windows) + 1) if len(windows) % n == 0)
+    return next(windows[:n] for n in lengths if windows[:n] * (len(windows) // n) == windows)

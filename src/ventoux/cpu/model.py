@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from ventoux.batch import Batch, Cache, Float32, Int32
+from ventoux.batch import Batch, Cache, Description, Float32, Int32
 from ventoux.checkpoint.tensor import Tensor
 from ventoux.config import ModelConfig
 from ventoux.cpu import _kernels
@@ -77,6 +77,17 @@ class Backend:
         return self._pool.isa
 
     @property
+    def description(self) -> Description:
+        return Description(
+            backend="cpu",
+            device="cpu",
+            isa=self.isa,
+            threads=self.threads,
+            compute=self.compute,
+            kv_itemsize=2 if self.compute == "int16" else 4,
+        )
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the packed weights."""
         layers = [w for layer in self._layers for w in (*layer.qkv, layer.o, *layer.gate_up, layer.down)]
@@ -84,13 +95,16 @@ class Backend:
 
     def new_cache(self) -> Cache:
         c = self.config
-        return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, half=self.compute == "int16")
+        return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, half=self.description.kv_itemsize == 2)
 
     def forward(self, batch: Batch, cache: Cache) -> Float32:
         """Run the batch, advance the cache -> logits [rows asked for, vocab_size] float32."""
         assert isinstance(cache, _kernels.Cache), "a cache of this backend's new_cache()"
         with self._lock:
             return self._forward(batch, cache)
+
+    def not_finite(self) -> str:
+        return "its weights are damaged, or it overflows"
 
     def _forward(self, batch: Batch, cache: _kernels.Cache) -> Float32:
         c, T = self.config, len(batch)
@@ -101,7 +115,7 @@ class Backend:
         attended = self._array("attended", T, c.num_heads * c.head_dim)
         gate, up = (self._array(name, T, c.intermediate_size) for name in ("gate", "up"))
         cos, sin = rotary(self._inverse_frequencies, batch.positions)
-        slots, starts, counts = spans(batch)
+        slots, starts, counts = batch.spans()
         for index, layer in enumerate(self._layers):
             self._rms_norm(x, layer.input_norm, normed)
             self._linear(normed, layer.qkv, [q, k, v])
@@ -160,13 +174,3 @@ def rotary(frequencies: Float32, positions: Int32) -> tuple[Float32, Float32]:
     """Cosines and sines [T, D/2] of each position's angles, in fp32 as the models were trained."""
     angles = positions.astype(np.float32)[:, None] * frequencies
     return np.cos(angles), np.sin(angles)
-
-
-def spans(batch: Batch) -> tuple[Int32, Int32, Int32]:
-    """Slot, first position and number of tokens of each sequence.
-
-    slots 0 0 0 2 2 and positions 5 6 7 0 1 -> slots 0 2, starts 5 0, counts 3 2.
-    """
-    first = np.flatnonzero(np.diff(batch.slots, prepend=-1))
-    counts = np.diff(first, append=len(batch)).astype(np.int32)
-    return batch.slots[first], batch.positions[first], counts

@@ -2,12 +2,20 @@
 
 from itertools import count
 
+import numpy as np
+
 from ventoux.batch import Backend, Batch, Float32, Segment
 from ventoux.engine.generation import Generation
 from ventoux.engine.request import Event, Finished, Reason, Request, check_ids, check_prompt
 from ventoux.engine.scheduler import Chunk, Progress, schedule
-from ventoux.errors import OutOfMemoryError, PromptTooLongError, RequestError
+from ventoux.errors import GenerationError, OutOfMemoryError, PromptTooLongError, RequestError
 from ventoux.tokenizer.base import Tokenizer
+
+
+def check_logits(logits: Float32, backend: Backend) -> None:
+    """Raise GenerationError, with the backend's reason, when a row of logits [..., vocab] is not of finite numbers."""
+    if not np.isfinite(logits.max(-1)).all():  # the maximum of an array that holds a NaN is NaN
+        raise GenerationError(f"the model returned logits that are not finite numbers: {backend.not_finite()}")
 
 
 class Engine:
@@ -141,6 +149,7 @@ class Engine:
     def _accept(self, key: int, logits: Float32) -> None:
         """Choose a request's next token from logits [vocab]."""
         try:
+            check_logits(logits, self._backend)
             events = self._running[key].accept(logits)
         except Exception as error:
             self._end(key, "error", error)

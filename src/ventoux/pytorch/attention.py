@@ -4,7 +4,7 @@ B batch, H heads, K KV heads, T queries, S keys, D head_dim, W window. Query t s
 and sees the W keys that end there.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,25 +12,35 @@ from torch import Tensor, nn
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from ventoux.pytorch.blocks import masked_attention
+from ventoux.pytorch.window import SHORT, fits, window_attention
+
 NAME = "ventoux"
-_BLOCK = 256  # queries at once: (W + 256) / W times the arithmetic that is needed
+_CHANGES_SCORES = ("softcap", "s_aux", "position_bias")  # what some models want, and scores here do not get
 
 
 @dataclass(frozen=True)
 class Bands:
-    """What queries see beside the window: an `attention_mask` that is linear in the length.
+    """What queries see: an `attention_mask` that is linear in the length.
 
     offset    the key at which the first query stands
     segments  int [B, S] or None: keys are seen by queries of the same number. Packed sequences have numbers of their
               own, padding has -1, so a padded query sees padding, and no row is without a key.
+    window    W, where whoever made the mask knows it
     """
 
     offset: int
     segments: Tensor | None = None
+    window: int | None = None
+    ndim = 4  # transformers asks whether a mask [B, T] has been made into what attention takes; it has
+
+    def contiguous(self) -> "Bands":
+        """What `generate()` asks of each mask that it makes for a static cache."""
+        return self
 
     def to(self, device: Any, **kwargs: Any) -> "Bands":
         """On another device, as accelerate moves arguments."""
-        return self if self.segments is None else Bands(self.offset, self.segments.to(device, **kwargs))
+        return self if self.segments is None else replace(self, segments=self.segments.to(device, **kwargs))
 
 
 def attend(
@@ -49,65 +59,47 @@ def attend(
     Time and memory are linear in W, and in T for a given W. None for a window of all keys.
     """
     T = query.shape[2]
+    end = offset + T
+    low = 0 if window is None else max(0, offset - window + 1)
+    key, value, offset = key[:, :, low:end], value[:, :, low:end], offset - low
+    segments = None if segments is None else segments[:, low:end]
     settings: dict[str, Any] = {"scale": scale, "dropout_p": dropout}
     if T == 1:
-        return _one_query(query, key, value, window=window, at=offset, segments=segments, settings=settings)
-    if segments is None and offset == 0 and (window is None or window >= T):
-        key, value = _repeated(key[:, :, :T], query), _repeated(value[:, :, :T], query)
-        return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, **settings)
-    key, value = _repeated(key, query), _repeated(value, query)
-    blocks = []
-    for begin in range(0, T, _BLOCK):
-        end = min(begin + _BLOCK, T)
-        first, last = begin + offset, end + offset  # the keys of the block's queries
-        low = 0 if window is None else max(0, first - window + 1)
-        mask = _band(first, last, low, window, query.device)  # [t, s]
-        if segments is not None:
-            mask = mask & (segments[:, None, first:last, None] == segments[:, None, None, low:last])
-        seen = key[:, :, low:last], value[:, :, low:last]
-        blocks.append(
-            nn.functional.scaled_dot_product_attention(query[:, :, begin:end], *seen, attn_mask=mask, **settings)
+        mask = None if segments is None else (segments == segments[:, -1:])[:, None, None]
+        return _one_query(query, key, value, mask=mask, settings=settings)
+    width = end if window is None else window
+    if torch.is_autocast_enabled(query.device.type):  # as torch does for its own
+        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
+    if T >= SHORT and dropout == 0 and fits(query, key, value):
+        out: Tensor = window_attention(query, key, value, segments, width, offset, scale)[0]
+        return out
+    if segments is None and offset == 0 and width >= T:
+        shared = query.shape[1] != key.shape[1]
+        return nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, enable_gqa=shared, **settings
         )
-    return torch.cat(blocks, dim=2)
+    return masked_attention(query, key, value, window=width, offset=offset, segments=segments, settings=settings)
 
 
-def _one_query(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    window: int | None,
-    at: int,
-    segments: Tensor | None,
-    settings: dict[str, Any],
-) -> Tensor:
-    """A step of decoding: the heads that share a KV head are its queries, so keys are read once and never repeated."""
-    low = 0 if window is None else max(0, at - window + 1)
-    mask = None if segments is None else segments[:, None, None, low : at + 1] == segments[:, None, None, at : at + 1]
+def _one_query(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, settings: dict[str, Any]) -> Tensor:
+    """A step of decoding: the heads that share a KV head are its queries, so keys are read once and never repeated.
+
+    mask [B or 1, 1, 1, S]
+    """
     B, H, _, D = query.shape
     grouped = query.reshape(B, key.shape[1], -1, D)
-    keys, values = key[:, :, low : at + 1], value[:, :, low : at + 1]
-    return nn.functional.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, **settings).reshape(
-        B, H, 1, D
-    )
+    out = nn.functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, **settings)
+    return out.reshape(B, H, 1, -1)
 
 
-def _band(first: int, last: int, low: int, window: int | None, device: torch.device) -> Tensor:
-    """bool [last - first, last - low]: whether the query at a key sees another.
-
-    W=3, queries at 4 5, keys 2..5: 1 1 1 0 / 0 1 1 1
-    """
-    queries = torch.arange(first, last, device=device)[:, None]
-    keys = torch.arange(low, last, device=device)
-    seen = keys <= queries
-    return seen if window is None else seen & (keys > queries - window)
-
-
-def _repeated(kv: Tensor, query: Tensor) -> Tensor:
-    """A view of [B, K, S, D] as [B, H, S, D]: each KV head stands for the heads that share it."""
-    B, K, S, D = kv.shape
-    groups = query.shape[1] // K
-    return kv if groups == 1 else kv[:, :, None].expand(B, K, groups, S, D).reshape(B, -1, S, D)
+def _dense(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, settings: dict[str, Any]) -> Tensor:
+    """Attention with a mask [B or 1, 1 or H, T, S] of a caller's own making; None: every key is seen."""
+    if query.shape[2] == 1 and (mask is None or mask.shape[1] == 1):
+        return _one_query(query, key, value, mask=mask, settings=settings)
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, **settings)
 
 
 def ventoux_attention(
@@ -119,23 +111,29 @@ def ventoux_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """`attend` behind transformers' attention interface: -> [B, T, H, D], and no weights."""
+    """`attend` behind transformers' attention interface: -> [B, T, H, D], and no weights.
+
+    Raises ValueError for what changes the scores, which this implementation does not do.
+    """
+    for name in _CHANGES_SCORES:
+        if kwargs.get(name) is not None:
+            raise ValueError(f'attn_implementation="{NAME}" has no {name}, which this model needs; use "eager"')
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if isinstance(attention_mask, Tensor):  # dense, of a caller's own making
-        mask = attention_mask[..., : key.shape[2]]
-        key, value = _repeated(key, query), _repeated(value, query)
-        out = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scale, dropout_p=dropout
-        )
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if isinstance(attention_mask, Tensor) or (attention_mask is None and not causal):
+        mask = None if attention_mask is None else attention_mask[..., : key.shape[2]]
+        settings = {"scale": scale, "dropout_p": dropout}
+        out = _dense(query, key, value, mask=mask, settings=settings)
     else:
         bands = attention_mask or Bands(offset=key.shape[2] - query.shape[2])
         out = attend(
             query,
             key,
             value,
-            window=sliding_window,
+            window=bands.window or sliding_window,
             offset=bands.offset,
             scale=scale,
             segments=bands.segments,
@@ -151,18 +149,24 @@ def ventoux_mask(
     q_offset: int | Tensor = 0,
     kv_offset: int = 0,
     mask_function: Any = causal_mask_function,
-    attention_mask: Tensor | None = None,
+    attention_mask: Tensor | Bands | None = None,
     allow_is_causal_skip: bool = True,
+    local_size: int | None = None,
+    config: Any = None,
     **kwargs: Any,
 ) -> Tensor | Bands | None:
     """What `ventoux_attention` takes as its mask, behind transformers' interface for masks.
 
     A dense one where the pattern is more than causal, window and padding (transformers says so by forbidding the skip
-    of causal masks), or where the length is a tensor (a compiled static cache's).
+    of causal masks; a config with chunks does), or where the length is a tensor (a compiled static cache's).
     """
-    if isinstance(q_offset, Tensor) and not torch.compiler.is_compiling():
+    if isinstance(attention_mask, Bands):
+        return attention_mask  # made by `generate()` before it called the model
+    compiling = torch.compiler.is_compiling()
+    if isinstance(q_offset, Tensor) and not compiling:
         q_offset = int(q_offset)  # a static cache's
-    if not allow_is_causal_skip or isinstance(q_offset, Tensor):
+    plain = allow_is_causal_skip and getattr(config, "attention_chunk_size", None) is None
+    if not plain or isinstance(q_offset, Tensor):
         dense: Tensor = sdpa_mask(
             batch_size=batch_size,
             q_length=q_length,
@@ -176,13 +180,14 @@ def ventoux_mask(
         )
         return dense
     segments = None
-    if attention_mask is not None and not bool(attention_mask.all()):
+    # compiled code cannot ask what is in a tensor
+    if attention_mask is not None and (compiling or not bool(attention_mask.all())):
         segments = attention_mask[:, kv_offset : kv_offset + kv_length].to(torch.int32) - 1
         segments = nn.functional.pad(segments, (0, kv_length - segments.shape[1]), value=-1)
     offset = q_offset - kv_offset
-    if segments is None and offset + q_length == kv_length:
-        return None  # where the queries are the last keys there is nothing to say
-    return Bands(offset, segments)
+    if segments is None and offset + q_length == kv_length and (local_size is None or kv_length <= local_size):
+        return None  # where the queries are the last keys and none is out of sight there is nothing to say
+    return Bands(offset, segments, local_size)
 
 
 def offer() -> None:

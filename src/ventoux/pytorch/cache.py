@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import MistralConfig
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 
 _FIRST = 64  # positions that a ring begins with; it doubles until it has W
 
@@ -24,6 +24,8 @@ class RollingLayer(CacheLayerMixin):
 
     is_sliding = True
     is_croppable = True
+    keys: Any  # Tensor [B, K, slots, D], None before the first update
+    values: Any
 
     def __init__(self, window: int) -> None:
         super().__init__()
@@ -31,7 +33,7 @@ class RollingLayer(CacheLayerMixin):
             raise ValueError(f"a window is at least 1 position, found {window}")
         self.window = window
         self.seen = 0  # positions so far
-        self._records = False
+        self.record_past = False  # under transformers' name, which it reads
         self._evicted: tuple[Tensor, Tensor] | None = None  # [B, K, n, D], the n positions before the ring's, in order
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -58,7 +60,7 @@ class RollingLayer(CacheLayerMixin):
 
     def _write(self, keys: Tensor, values: Tensor) -> None:
         keys, values = keys.detach(), values.detach()
-        if self._records:
+        if self.record_past:
             self._keep_evicted(keys, values)
         self.seen += keys.shape[2]
         self._reserve(min(self.seen, self.window))
@@ -78,7 +80,7 @@ class RollingLayer(CacheLayerMixin):
         capacity = self.keys.shape[2]
         if positions <= capacity:
             return
-        assert self.seen - positions <= 0 or capacity < self.window
+        # fewer slots than W: nothing has wrapped yet, and position p lies in slot p of the longer ring too
         capacity = min(self.window, max(positions, 2 * capacity, _FIRST))
         self.keys, self.values = (_longer(ring, capacity) for ring in (self.keys, self.values))
 
@@ -108,7 +110,7 @@ class RollingLayer(CacheLayerMixin):
 
     def activate_past_recording(self) -> None:
         """From now on keep what falls out of the window until the next `crop`, so that it can be taken back."""
-        self._records = True
+        self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -tokens_to_remove positions (0: none), and what was kept for doing so.
@@ -120,15 +122,16 @@ class RollingLayer(CacheLayerMixin):
         left = self.seen + tokens_to_remove
         if left < 0:
             raise ValueError(f"cannot remove {-tokens_to_remove} positions from a cache that has seen {self.seen}")
-        missing = max(0, self.seen - self.window) - max(0, left - self.window)  # they are in the window again
-        if missing:
+        first, last = max(0, left - self.window), max(0, self.seen - self.window)
+        missing = last - first  # evicted positions first .. last - 1, of which W or fewer are seen again
+        if missing and left:
             if self._evicted is None or self._evicted[0].shape[2] < missing:
                 raise RuntimeError(
                     f"cannot go back past the window: {missing} evicted positions were not kept; call"
                     " activate_past_recording() before the tokens that may be taken back"
                 )
-            keys, values = self._evicted
-            self._put(keys[:, :, -missing:], values[:, :, -missing:], end=self.seen - self.window)
+            keys, values = (kept[:, :, -missing:][:, :, : self.window] for kept in self._evicted)
+            self._put(keys, values, end=first + keys.shape[2])
         self.seen = left
         self._evicted = None
 
@@ -144,8 +147,10 @@ class RollingLayer(CacheLayerMixin):
         return self.window
 
     def reset(self) -> None:
+        """Forget everything; the next batch may have another size."""
         self.seen = 0
-        self._evicted = None
+        self.keys = self.values = self._evicted = None
+        self.is_initialized = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
@@ -168,17 +173,17 @@ class RollingLayer(CacheLayerMixin):
         return sum(tensor.nbytes for tensor in held)
 
 
-class RollingCache(Cache):
+class RollingCache(DynamicCache):
     """Keys and values of all layers, W positions each (a growing cache where the config has no window).
 
     Pass it as `past_key_values`; `generate()` makes one where it would make a DynamicCache. W = 4096 and 8192 tokens:
-    half of what a full cache holds, and no more afterwards.
+    half of what a full cache holds, and no more afterwards. A DynamicCache by kind, since tools take others for static.
     """
 
     def __init__(self, config: MistralConfig) -> None:
         window = config.sliding_window
         layers = [DynamicLayer() if window is None else RollingLayer(window) for _ in range(config.num_hidden_layers)]
-        super().__init__(layers=layers)
+        Cache.__init__(self, layers=layers)
 
     @property
     def nbytes(self) -> int:

@@ -1,8 +1,9 @@
 """FlexAttention on a CPU, where transformers' way of calling it breaks when lengths change.
 
 transformers compiles it; inductor's CPU template fails to compile for dynamic shapes (torch 2.13), which is what each
-step of decoding is. On a CPU it is called as it is, uncompiled: exact, and not fast. On other devices, and inside a
-torch.compile of the caller's, transformers' way is taken.
+step of decoding is. On a CPU it is called as it is, uncompiled: exact, and not fast; and since it has no backward pass
+there, SDPA computes the same when gradients are wanted. On other devices, and inside a torch.compile of the caller's,
+transformers' way is taken.
 """
 
 import warnings
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flex_attention_mask
@@ -35,6 +36,9 @@ def flex(
     """-> [B, T, H, D]. Raises ValueError for dropout, which FlexAttention does not have."""
     if dropout > 0:
         raise ValueError("flex_attention has no dropout; set config.attention_dropout to 0 or train with another one")
+    if query.requires_grad and not _compiled(query.device) and attention_mask is not None:
+        B, (T, S) = query.shape[0], (query.shape[2], key.shape[2])
+        attention_mask = create_mask(attention_mask.mask_mod, B, None, T, S, device=str(query.device))
     if isinstance(attention_mask, Tensor):  # dense: there are no blocks to leave out
         dense, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return dense, None

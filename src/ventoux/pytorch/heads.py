@@ -54,18 +54,12 @@ class MistralForSequenceClassification(_WithHead):
         labels  int64 [B]; float [B] for regression (num_labels 1), float [B, num_labels] for several labels at once
 
         The last real token is the mask's, on whichever side the padding stands. Without a mask it is the last that is
-        not config.pad_token_id. Raises ValueError where that cannot be known: a batch without mask and pad_token_id, or
-        one in which rows end in a pad_token_id that also ends texts.
+        not config.pad_token_id. Raises ValueError where that cannot be known (a batch without mask and pad_token_id, or
+        one in which rows end in a pad_token_id that also ends texts), and for padding on the left without a mask,
+        which the tokens after it would see.
         """
         last = self._last_tokens(input_ids, attention_mask, inputs_embeds)
-        outputs = self._features(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        outputs = self._features(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
         hidden = outputs.last_hidden_state
         logits = self.score(hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)])
         loss = None
@@ -95,6 +89,8 @@ class MistralForSequenceClassification(_WithHead):
                 " set config.pad_token_id and give input_ids"
             )
         padding = input_ids == self.config.pad_token_id
+        if bool(padding[:, 0].any()):
+            raise ValueError(f"rows begin with the padding, token {self.config.pad_token_id}: give attention_mask")
         if self.config.pad_token_id in _ids(self.config.eos_token_id) and bool(padding[:, -1].any()):
             raise ValueError(
                 f"rows end in token {self.config.pad_token_id}, which both pads and ends texts, so the last real token"
@@ -118,10 +114,17 @@ class MistralForTokenClassification(_WithHead):
 
     @can_return_tuple
     def forward(
-        self, input_ids: Tensor | None = None, attention_mask: Any = None, labels: Tensor | None = None, **kwargs: Any
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **kwargs: Any,
     ) -> TokenClassifierOutput:
         """As MistralModel, with logits [B, T, num_labels]; labels int64 [B, T], -100 for none."""
-        outputs = self._features(input_ids, attention_mask=attention_mask, **kwargs)
+        outputs = self._features(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
         logits = self.score(self.dropout(outputs.last_hidden_state))
         return TokenClassifierOutput(
             loss=None if labels is None else self.loss_function(logits, labels, self.config),
@@ -144,16 +147,19 @@ class MistralForQuestionAnswering(_WithHead):
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> QuestionAnsweringModelOutput:
         """As MistralModel, with start_logits and end_logits [B, T]; start_positions and end_positions int64 [B]."""
-        outputs = self._features(input_ids, attention_mask=attention_mask, **kwargs)
+        outputs = self._features(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
         start, end = (each.squeeze(-1).contiguous() for each in self.qa_outputs(outputs.last_hidden_state).split(1, -1))
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = self.loss_function(start, end, start_positions, end_positions)
+            loss = self.loss_function(start, end, start_positions, end_positions, **kwargs)
         return QuestionAnsweringModelOutput(
             loss=loss,
             start_logits=start,

@@ -1,25 +1,32 @@
 """From a checkpoint of any layout to the PyTorch classes: the same weights, dequantized into one dtype."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import GenerationConfig, MistralConfig
 
-from ventoux import checkpoint
+from ventoux import checkpoint, quant
 from ventoux.checkpoint import Tensor, pull
 from ventoux.config import ModelConfig
-from ventoux.errors import CheckpointError, RequestError
+from ventoux.errors import CheckpointError, OutOfMemoryError, RequestError, shown
 from ventoux.pytorch.attention import NAME
 from ventoux.pytorch.model import MistralForCausalLM
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # formats that torch reads as they are
+_CHUNK = 32768  # weights: they stay in a core's cache, and torch converts them without threads of its own
 
 
 def load(
     path: str | Path | None = None,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: str | torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     window: int | Literal["off"] | None = None,
     attn_implementation: str = NAME,
@@ -27,10 +34,14 @@ def load(
     """A MistralForCausalLM, in eval mode, from whatever `ventoux.load` takes: raw, Hugging Face or GGUF.
 
     `MistralForCausalLM.from_pretrained` is for Hugging Face's folders alone, and knows device maps and bitsandbytes.
+
+    dtype   a torch.dtype, or "fp32", "bf16", "fp16"
     window  keys that a query sees, "off" for all of them; None is what the checkpoint says
 
-    Raises CheckpointError, ConfigError or DownloadError, which say what was found and what to do.
+    Raises RequestError, CheckpointError, ConfigError, DownloadError or OutOfMemoryError, which say what was found and
+    what to do.
     """
+    dtype, device = dtype_named(dtype), usable_device(device)
     found = checkpoint.read(pull.resolve(None if path is None else str(path)))
     config = found.config
     if window is not None:
@@ -43,18 +54,25 @@ def build(
     tensors: Mapping[str, Tensor],
     *,
     dtype: torch.dtype,
-    device: str | torch.device,
+    device: torch.device,
     attn_implementation: str = NAME,
 ) -> MistralForCausalLM:
-    """The model of a checkpoint's config and tensors; one tensor at a time is in memory twice."""
+    """The model of a checkpoint's config and tensors; what is in memory twice is one tensor at most.
+
+    Raises RequestError, CheckpointError or OutOfMemoryError.
+    """
     described = huggingface_config(config)
+    described.dtype = dtype
     described._attn_implementation = attn_implementation
     with torch.device("meta"):
         model = MistralForCausalLM(described)
-    for name, tensor in tensors.items():
-        full = name if name == "lm_head.weight" else f"model.{name}"
-        _assign(model, full, _loaded(tensor, dtype).to(device))
-        tensor.release()
+    needed = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
+    too_large = f"the weights take {needed} bytes in {dtype}, which do not fit; use bf16, or a smaller model"
+    with memory_errors(too_large), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for name, tensor in tensors.items():
+            full = name if name == "lm_head.weight" else f"model.{name}"
+            _assign(model, full, _dense(tensor, dtype, pool).to(device))
+            tensor.release()
     model.tie_weights()
     model.generation_config = GenerationConfig.from_model_config(described)
     model.eval()
@@ -65,7 +83,7 @@ def huggingface_config(config: ModelConfig) -> MistralConfig:
     """Our description in transformers' terms. Raises RequestError for windows that differ from layer to layer."""
     if len(set(config.windows)) > 1:
         raise RequestError(
-            "the layers' windows differ, which these classes do not have; use the cpu backend, or choose one window"
+            "the layers' windows differ, which a MistralConfig cannot say; use ventoux.load, or choose one window"
         )
     return MistralConfig(
         vocab_size=config.vocab_size,
@@ -85,16 +103,67 @@ def huggingface_config(config: ModelConfig) -> MistralConfig:
     )
 
 
-def _loaded(tensor: Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Raises CheckpointError for weights that are beyond the dtype's range."""
-    weight = torch.from_numpy(tensor.float32())
-    narrow = weight.to(dtype)
-    if dtype == torch.float16 and not bool(narrow.isfinite().all()) and bool(weight.isfinite().all()):
-        largest = weight.abs().max().item()
-        raise CheckpointError(
-            f"tensor {tensor.name}: its largest weight, {largest:g}, is beyond float16's 65504; load it as bf16 or fp32"
-        )
-    return narrow
+def dtype_named(dtype: str | torch.dtype) -> torch.dtype:
+    """Raises RequestError for what is no dtype of a model."""
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
+        raise RequestError(f"dtype must be {', '.join(DTYPES)} or such a torch.dtype, found {shown(str(dtype))}")
+    return found
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device of that name, tried out. Raises RequestError where torch cannot use it."""
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    except Exception as error:  # what torch raises differs from device to device
+        reason = str(error).strip().partition("\n")[0]
+        raise RequestError(f"device {shown(str(name))} cannot be used by torch here: {reason}; use cpu") from error
+    return device
+
+
+@contextmanager
+def memory_errors(message: str) -> Iterator[None]:
+    """What torch raises when a device's or the system's memory is used up becomes an OutOfMemoryError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # only some accelerators have an error of their own for it; the system's allocator says it in words
+        used_up = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not used_up and not any(words in str(error) for words in ("can't allocate memory", "out of memory")):
+            raise
+        raise OutOfMemoryError(message) from error
+
+
+def _dense(tensor: Tensor, dtype: torch.dtype, pool: ThreadPoolExecutor) -> torch.Tensor:
+    """The weights unpacked, some rows at a time on each thread.
+
+    Raises CheckpointError for a weight that is no number, or beyond the dtype's range.
+    """
+    dense = torch.empty(tensor.shape, dtype=dtype)
+    rows = dense.view(len(tensor.data), -1)  # a vector is one row
+    step = max(1, _CHUNK // rows.shape[1])
+    for damage in pool.map(lambda begin: _fill(rows, tensor, begin, begin + step), range(0, len(rows), step)):
+        if damage:
+            raise CheckpointError(f"tensor {tensor.name}: {damage}")
+    return dense
+
+
+def _fill(rows: torch.Tensor, tensor: Tensor, begin: int, end: int) -> str:
+    """Unpack some rows -> what is wrong with them, or nothing."""
+    part = slice(begin, end)
+    packed = np.array(tensor.data[part]) if tensor.row_order is None else tensor.data[tensor.row_order[part]]
+    if tensor.format in _FLOATS:
+        numbers = torch.from_numpy(packed).view(_FLOATS[tensor.format])
+    else:
+        numbers = torch.from_numpy(quant.dequantize(packed, tensor.format))
+    rows[part] = numbers
+    if bool(rows[part].isfinite().all()):
+        return ""
+    if not bool(numbers.isfinite().all()):
+        return "some of its weights are not finite numbers; the file is damaged, fetch it again"
+    largest = numbers.abs().max().item()
+    return f"a weight of {largest:g} is beyond {rows.dtype}'s {torch.finfo(rows.dtype).max:g}; load it as bf16 or fp32"
 
 
 def _assign(model: nn.Module, name: str, weight: torch.Tensor) -> None:

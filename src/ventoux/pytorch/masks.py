@@ -13,6 +13,7 @@ from transformers.masking_utils import (
 )
 
 from ventoux.pytorch.attention import NAME, Bands
+from ventoux.pytorch.cache import RollingCache
 from ventoux.pytorch.flex import flex_mask
 
 MASKS = AttentionMaskInterface()  # transformers' own table, with one entry of ours over it
@@ -28,6 +29,39 @@ def positions(attention_mask: Tensor | None, *, past: int | Tensor, length: int,
     if attention_mask is None or attention_mask.dim() != 2:
         return (torch.arange(length, device=device) + past).unsqueeze(0)
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+
+
+def packed(
+    position_ids: Tensor | None, cu_seq_lens: Tensor | None, *, shape: tuple[int, int], device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """-> position_ids and the number of each token's sequence, [B, T]; None for those that are not said to be packed.
+
+    Sequences begin at cu_seq_lens [N + 1] of the B x T tokens, or else where positions begin anew.
+    """
+    B, T = shape
+    if cu_seq_lens is None:
+        return position_ids, None if position_ids is None else packed_segments(position_ids.expand(B, -1))
+    begins = cu_seq_lens.to(device, torch.int64)
+    if begins[0] != 0 or begins[-1] != B * T or (begins.diff() < 0).any():
+        raise ValueError(f"cu_seq_lens_q must go up from 0 to the {B * T} tokens of the batch; found {begins.tolist()}")
+    places = torch.arange(B * T, device=device)
+    segments = torch.searchsorted(begins[1:], places, right=True)
+    positions = (places - begins[segments]).view(B, T) if position_ids is None else position_ids
+    return positions, segments.view(B, T)
+
+
+def lengths_for_flash(segments: Tensor) -> dict[str, Any]:
+    """What FlashAttention wants to know of packed rows [B, T], which it takes as one row of B x T."""
+    begins = torch.diff(segments, prepend=segments[:, :1] - 1) != 0  # each row's first token begins one
+    ends = torch.tensor([segments.numel()], device=segments.device)
+    cu_seq_lens = torch.cat((begins.flatten().nonzero().view(-1), ends)).int()
+    longest = int(cu_seq_lens.diff().max())
+    return {
+        "cu_seq_lens_q": cu_seq_lens,
+        "cu_seq_lens_k": cu_seq_lens,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
 
 def packed_segments(position_ids: Tensor) -> Tensor | None:
@@ -52,10 +86,11 @@ def check_mask(attention_mask: Tensor, *, past: Any, length: int, window: int | 
         )
     if past and window is not None and total > window and not torch.compiler.is_compiling():
         mask = attention_mask.bool()
-        if bool((mask.cumsum(-1).bool() & ~mask).any()):
+        before, behind = mask.cumsum(-1), mask.flip(-1).cumsum(-1).flip(-1)
+        if bool((~mask & (before > 0) & (behind > 0)).any()):
             raise ValueError(
-                f"padding between tokens with a cache of {window} positions: real tokens were evicted for it; pad on"
-                ' the left (tokenizer.padding_side = "left")'
+                f"padding between tokens with a cache of {window} positions: real tokens were evicted for it; all"
+                ' padding has to stand before the first token (tokenizer.padding_side = "left")'
             )
 
 
@@ -79,25 +114,30 @@ def attention_mask_for(
 ) -> Any:
     """What the attention implementation takes as its mask, for queries embeds [B, T, E].
 
-    attention_mask is 2D [B, past + T], or already what the implementation takes. segments [B, T] are the sequences of
-    a packed batch, which has no past.
+    attention_mask is 2D [B, past + T], 4D [B, 1, T, past + T], or already what the implementation takes. segments
+    [B, T] are the sequences of a packed batch, which has no past.
     """
+    B, T = embeds.shape[:2]
+    q_offset, kv_length, kv_offset = 0, T, 0
+    if past_key_values is not None:
+        q_offset = past_key_values.get_seq_length()
+        kv_length, kv_offset = past_key_values.get_mask_sizes(T, 0)
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 and attention_mask.shape[3] > kv_length:
+        return attention_mask[..., kv_offset : kv_offset + kv_length]  # the cache has let go of the others
     if attention_mask is not None and not (isinstance(attention_mask, Tensor) and attention_mask.dim() == 2):
         return attention_mask
     if implementation not in MASKS:
         return None
-    B, T = embeds.shape[:2]
     window = config.sliding_window
+    ring = isinstance(past_key_values, RollingCache) and implementation != "eager"  # whose weights are shown in order
+    if ring and T == 1 and _all_real(attention_mask, window):
+        return None  # a ring holds nothing but what its next query sees
     visible = causal_mask_function if window is None else sliding_window_causal_mask_function(window)
     if segments is not None:
         if implementation == NAME:
             return Bands(0, segments)
         visible = _within(segments, visible)
-    q_offset, kv_length, kv_offset = 0, T, 0
     static = getattr(past_key_values, "is_compileable", False)
-    if past_key_values is not None:
-        q_offset = past_key_values.get_seq_length()
-        kv_length, kv_offset = past_key_values.get_mask_sizes(T, 0)
     return MASKS[implementation](
         batch_size=B,
         q_length=T,
@@ -113,6 +153,13 @@ def attention_mask_for(
         use_vmap=False,
         device=embeds.device,
     )
+
+
+def _all_real(attention_mask: Tensor | None, window: int | None) -> bool:
+    """Whether the last W columns have no padding; not looked at while compiling, which could not branch on it."""
+    if attention_mask is None:
+        return True
+    return not torch.compiler.is_compiling() and bool(attention_mask[:, -(window or 0) :].all())
 
 
 def _within(segments: Tensor, visible: Any) -> Any:

@@ -86,7 +86,7 @@ class MistralModel(MistralPreTrainedModel):
         attention_mask       [B, past + T], 1 for real tokens; or what the attention implementation takes, ready made
         position_ids         int64 [B, T]; by default each token's place among the real tokens of its row. Positions
                              that begin anew within a row, without a mask and a cache, mean packed sequences, which do
-                             not see each other
+                             not see each other; so does cu_seq_lens_q, int [N + 1], where they begin and end
         past_key_values      a transformers cache, advanced by T; made when use_cache and there is none
         output_attentions    probabilities [B, H, T, S] of each layer, computed by the eager implementation
         output_hidden_states [B, T, E] before each layer, and after the last norm
@@ -101,16 +101,20 @@ class MistralModel(MistralPreTrainedModel):
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         checkpointing = self.gradient_checkpointing and self.training
 
-        segments = None
-        if position_ids is not None and attention_mask is None and past_key_values is None:
-            segments = masks.packed_segments(position_ids.expand(embeds.shape[0], -1))
+        segments, cu_seq_lens = None, kwargs.get("cu_seq_lens_q")
+        if attention_mask is None and past_key_values is None and "cache" not in kwargs:
+            shape = (embeds.shape[0], length)
+            position_ids, segments = masks.packed(position_ids, cu_seq_lens, shape=shape, device=embeds.device)
+        elif cu_seq_lens is not None and "cache" not in kwargs:
+            raise ValueError("cu_seq_lens_q is for packed rows, which have neither attention_mask nor past_key_values")
         if segments is not None and use_cache:
             raise ValueError("packed sequences cannot be continued, so they have no cache; give use_cache=False")
         use_cache = config.use_cache if use_cache is None else use_cache
         use_cache = use_cache and segments is None and not checkpointing
         if use_cache and past_key_values is None:
-            # a ring is written in place, which gradients cannot pass
-            past_key_values = DynamicCache(config=config) if torch.is_grad_enabled() else RollingCache(config)
+            # a ring is written in place, which gradients cannot pass; transformers' windows of one position keep all
+            growing = DynamicCache(config=None if config.sliding_window == 1 else config)
+            past_key_values = growing if torch.is_grad_enabled() else RollingCache(config)
 
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and isinstance(past, int):
@@ -126,6 +130,8 @@ class MistralModel(MistralPreTrainedModel):
             past_key_values=past_key_values,
             segments=segments,
         )
+        if segments is not None and implementation.startswith("flash"):
+            kwargs |= masks.lengths_for_flash(segments)
         hidden_states = embeds
         all_hidden_states: list[Tensor] = []
         all_attentions: list[Tensor] = []
@@ -138,7 +144,6 @@ class MistralModel(MistralPreTrainedModel):
                 attention_mask=mask,
                 past_key_values=past_key_values,
                 implementation=implementation,
-                position_ids=position_ids,
                 **kwargs,
             )
             all_attentions.append(weights) if output_attentions else None
@@ -181,7 +186,8 @@ class MistralForCausalLM(MistralPreTrainedModel, GenerationMixin):
         """As MistralModel, with logits [B, T, V].
 
         labels          int64 [B, T], the input ids, -100 where there is nothing to learn; they are shifted here
-        logits_to_keep  only the last so many logits (0: all), or an index of positions
+        logits_to_keep  only the last so many logits (0: all), or the positions of those to keep, int64 [N] or [B, N],
+                        or bool [B, T], which gives [N, V]
         """
         outputs = self.model(
             input_ids,
@@ -195,8 +201,7 @@ class MistralForCausalLM(MistralPreTrainedModel, GenerationMixin):
             return_dict=True,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        logits = self.lm_head(_kept(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -243,3 +248,11 @@ class MistralForCausalLM(MistralPreTrainedModel, GenerationMixin):
             attention_mask=mask,
             past_key_values=kwargs.get("past_key_values"),
         )
+
+
+def _kept(hidden_states: Tensor, which: int | Tensor) -> Tensor:
+    if isinstance(which, int):
+        return hidden_states[:, -which:]
+    if which.dim() == 2:
+        return hidden_states[which] if which.dtype == torch.bool else hidden_states.take_along_dim(which[..., None], 1)
+    return hidden_states[:, which]

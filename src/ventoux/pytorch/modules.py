@@ -92,8 +92,13 @@ def eager_attention(
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
-        mask = attention_mask[..., : key.shape[2]]
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+        # a row of padding has nothing else, so it has to stay finite in the softmax's fp32 and in fp16, where -30 + its
+        # least is -inf
+        least = max(torch.finfo(scores.dtype).min, torch.finfo(torch.float32).min)
+        if attention_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attention_mask, least)
+        else:
+            scores = (scores + attention_mask).clamp(min=least)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights

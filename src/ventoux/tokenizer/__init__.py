@@ -13,7 +13,7 @@ from typing import Any
 from ventoux.errors import TokenizerError
 from ventoux.tokenizer.base import StreamDecoder, Tokenizer
 
-__all__ = ["StreamDecoder", "Tokenizer", "choose", "from_gguf", "load"]
+__all__ = ["StreamDecoder", "Tokenizer", "choose", "from_gguf", "is_file_name", "load"]
 
 _SENTENCEPIECE = re.compile(r".*\.model(\.v\d+(m\d+)?)?")
 
@@ -57,6 +57,12 @@ def choose(folder: Path) -> Path | None:
     if model in files and not (converted in files and _adds_tokens(converted)):
         return model
     return converted if converted in files else None
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file of this name is a tokenizer: tokenizer.model, x.model.v3, tokenizer.json, tekken.json."""
+    tekken = name.startswith("tekken") and name.endswith(".json")
+    return tekken or name == "tokenizer.json" or _SENTENCEPIECE.fullmatch(name) is not None
 
 
 def from_gguf(metadata: Mapping[str, Any], *, source: str | Path) -> Tokenizer:

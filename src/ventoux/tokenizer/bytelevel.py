@@ -8,12 +8,13 @@ from ventoux.errors import TokenizerError
 from ventoux.tokenizer.huggingface import ByteLevelTokenizer
 from ventoux.tokenizer.specials import gguf_specials
 from ventoux.tokenizer.stream import reading
-from ventoux.tokenizer.version import mistral_version
+from ventoux.tokenizer.version import GGUF_KEY, stated_version
 
 if TYPE_CHECKING:
     import tokenizers
+    from tokenizers.pre_tokenizers import PreTokenizer
 
-_CONTROL, _USER_DEFINED = 3, 4  # of GGUF's token types
+CONTROL, USER_DEFINED = 3, 4  # of GGUF's token types
 
 # How text is split into words before any merge: each pattern splits what the one before it left in one piece.
 # Source: llama.cpp, src/llama-vocab.cpp; tekken's is that of tekken.json, which llama.cpp rewrites for its engine.
@@ -36,45 +37,61 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "tekken": (_TEKKEN,),
 }
 # Where a word that is a token stays whole whatever the merges say, and prompts begin with a BOS.
-_WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "tekken"}
+WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "tekken"}
 
 
 def from_gguf(metadata: Mapping[str, Any], source: str | Path) -> ByteLevelTokenizer:
     """The vocabulary of a GGUF file; a pre-tokenizer that is not in PATTERNS is refused, since ids would be wrong."""
-    pre = metadata.get("tokenizer.ggml.pre", "default")
-    if not isinstance(pre, str) or pre not in PATTERNS:
-        raise TokenizerError(f"{source}: tokenizer.ggml.pre: expected one of {sorted(PATTERNS)}, found {pre!r}")
     with reading(source):
+        model = model_of(metadata, source)
         pieces: list[str] = metadata["tokenizer.ggml.tokens"]
-        types = metadata["tokenizer.ggml.token_type"]
-        special = [(i, piece, kind) for i, (piece, kind) in enumerate(zip(pieces, types, strict=True)) if kind != 1]
-        control = {piece: i for i, piece, kind in special if kind == _CONTROL}
-        literal = {i: piece for i, piece, kind in special if kind == _USER_DEFINED}
-        vocab = dict(zip(pieces, range(len(pieces)), strict=True))
-        for piece in control:  # what is not in the vocabulary cannot be cut out of a text
-            vocab.pop(piece, None)
-        merges = [(left, right) for left, _, right in (m.partition(" ") for m in metadata["tokenizer.ggml.merges"])]
-        model = _model(vocab, merges, pre=pre, literal=literal.values())
+        control = {piece: i for i, piece in _special(metadata, CONTROL)}
+        literal = {i for i, _ in _special(metadata, USER_DEFINED)}
     specials = gguf_specials(
         metadata,
         source,
         control=control,
         vocab_size=len(pieces),
-        adds_bos=pre in _WHOLE_WORDS,
-        version=mistral_version(pieces),
+        adds_bos=metadata.get("tokenizer.ggml.pre") in WHOLE_WORDS,
+        version=stated_version(metadata, GGUF_KEY, pieces),
     )
-    return ByteLevelTokenizer(model, specials, pieces=pieces, literal=literal.keys())
+    return ByteLevelTokenizer(model, specials, pieces=pieces, literal=literal)
+
+
+def model_of(metadata: Mapping[str, Any], source: str | Path, *, control: bool = False) -> "tokenizers.Tokenizer":
+    """How a GGUF file's text is cut; with `control`, control tokens are in the vocabulary, and still no text's."""
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if not isinstance(pre, str) or pre not in PATTERNS:
+        raise TokenizerError(f"{source}: tokenizer.ggml.pre: expected one of {sorted(PATTERNS)}, found {pre!r}")
+    vocab = {piece: i for i, piece in enumerate(metadata["tokenizer.ggml.tokens"])}
+    if not control:  # what is not in the vocabulary cannot be cut out of a text
+        for _, piece in _special(metadata, CONTROL):
+            vocab.pop(piece, None)
+    merges = [(left, right) for left, _, right in (m.partition(" ") for m in metadata["tokenizer.ggml.merges"])]
+    return _model(vocab, merges, pre=pre, literal=[piece for _, piece in _special(metadata, USER_DEFINED)])
+
+
+def _special(metadata: Mapping[str, Any], kind: int) -> list[tuple[int, str]]:
+    pieces, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    return [(i, piece) for i, (piece, each) in enumerate(zip(pieces, types, strict=True)) if each == kind]
+
+
+def splitter(pre: str) -> "PreTokenizer":
+    """How text is cut into words, in the characters that stand for bytes; `pre` is a key of PATTERNS."""
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+
+    words: list[PreTokenizer] = [Split(Regex(pattern), "isolated") for pattern in PATTERNS[pre]]
+    return Sequence([*words, ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def _model(
     vocab: dict[str, int], merges: list[tuple[str, str]], *, pre: str, literal: Iterable[str]
 ) -> "tokenizers.Tokenizer":
-    from tokenizers import AddedToken, Regex, Tokenizer
+    from tokenizers import AddedToken, Tokenizer
     from tokenizers.models import BPE
-    from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Sequence, Split
 
-    words: list[PreTokenizer] = [Split(Regex(pattern), "isolated") for pattern in PATTERNS[pre]]
-    model = Tokenizer(BPE(vocab, merges, ignore_merges=pre in _WHOLE_WORDS))
-    model.pre_tokenizer = Sequence([*words, ByteLevel(add_prefix_space=False, use_regex=False)])
+    model = Tokenizer(BPE(vocab, merges, ignore_merges=pre in WHOLE_WORDS))
+    model.pre_tokenizer = splitter(pre)
     model.add_tokens([AddedToken(piece, normalized=False) for piece in literal])
     return model

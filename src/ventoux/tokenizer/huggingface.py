@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 from ventoux.errors import TokenizerError
 from ventoux.tokenizer.specials import Specials
 from ventoux.tokenizer.stream import PieceTokenizer, reading
-from ventoux.tokenizer.version import mistral_version
+from ventoux.tokenizer.version import CONFIG_KEY, stated_version
 
 if TYPE_CHECKING:
     import tokenizers
 
 _MAX_ID = 1 << 22  # the largest vocabularies in use have 262,144 tokens
-_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
+BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def _byte_alphabet() -> dict[str, int]:
@@ -86,7 +86,7 @@ class ByteFallbackTokenizer(_Cut):
 
     def _surface(self, token_id: int, first: bool) -> bytes:
         piece = self._piece(token_id)
-        if byte := _BYTE_PIECE.fullmatch(piece):
+        if byte := BYTE_PIECE.fullmatch(piece):
             return bytes([int(byte[1], 16)])
         if first and self._strips:
             piece = piece.removeprefix("▁")
@@ -95,33 +95,42 @@ class ByteFallbackTokenizer(_Cut):
 
 def load_json(path: Path) -> PieceTokenizer:
     """A tokenizer.json file; names of BOS and EOS come from the tokenizer_config.json beside it."""
+    with reading(path):
+        text = path.read_text("utf-8")
+    return from_text(text, _beside(path), source=path)
+
+
+def from_text(text: str, config: Mapping[str, Any], *, source: str | Path) -> PieceTokenizer:
+    """What a tokenizer.json says, with the values of its tokenizer_config.json."""
     from tokenizers import Tokenizer
 
-    with reading(path):
-        model = Tokenizer.from_str(path.read_text("utf-8"))
+    with reading(source):
+        model = Tokenizer.from_str(text)
         kind = type(model.model).__name__
         if kind != "BPE":
-            raise TokenizerError(f"{path}: expected a tokenizer of type BPE, found {kind}, which Ventoux does not read")
+            raise TokenizerError(
+                f"{source}: expected a tokenizer of type BPE, found {kind}, which Ventoux does not read"
+            )
         model.encode_special_tokens = True
         model.no_truncation()
         model.no_padding()
-        pieces = _pieces(model, path)
+        pieces = _pieces(model, source)
         added = model.get_added_tokens_decoder()
         control = {token.content: token_id for token_id, token in added.items() if token.special}
         literal = {token_id for token_id, token in added.items() if not token.special}
-        specials = _specials(model, control, mistral_version(pieces), _beside(path))
+        specials = _specials(model, control, stated_version(config, CONFIG_KEY, pieces), config)
         parts = _decoder_parts(model)
         if "ByteLevel" in parts:
             return ByteLevelTokenizer(model, specials, pieces=pieces, literal=literal)
         if parts & {"ByteFallback", "Metaspace"}:
             return ByteFallbackTokenizer(model, specials, pieces=pieces, literal=literal)
         raise TokenizerError(
-            f"{path}: expected a decoder of type ByteLevel, ByteFallback or Metaspace, found"
+            f"{source}: expected a decoder of type ByteLevel, ByteFallback or Metaspace, found"
             f" {sorted(parts) or 'none'}, which Ventoux does not read"
         )
 
 
-def _pieces(model: "tokenizers.Tokenizer", path: Path) -> list[str]:
+def _pieces(model: "tokenizers.Tokenizer", path: str | Path) -> list[str]:
     vocab: dict[str, int] = model.get_vocab(with_added_tokens=True)
     size = max(vocab.values(), default=-1) + 1
     if size > _MAX_ID:
@@ -140,7 +149,7 @@ def _decoder_parts(model: "tokenizers.Tokenizer") -> set[str]:
 
 
 def _specials(
-    model: "tokenizers.Tokenizer", control: dict[str, int], version: str | None, config: dict[str, Any]
+    model: "tokenizers.Tokenizer", control: dict[str, int], version: str | None, config: Mapping[str, Any]
 ) -> Specials:
     put_first = model.encode("", add_special_tokens=True).ids[:1]  # what the file's post-processor puts before a text
     bos_id = control.get(_name(config.get("bos_token")) or "<s>")

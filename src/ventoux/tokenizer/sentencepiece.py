@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from ventoux.tokenizer.specials import Specials, gguf_specials
 from ventoux.tokenizer.stream import PieceTokenizer, reading
-from ventoux.tokenizer.version import mistral_version
+from ventoux.tokenizer.version import GGUF_KEY, mistral_version, stated_version
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 _UNKNOWN = " \u2047 ".encode()  # what sentencepiece shows for <unk>
 _BYTE_TYPE = 6
+_SPECIAL = ("unknown", "bos", "eos", "padding")  # fields 40 to 43 of the trainer's message hold ids, 45 to 48 names
 
 
 class SentencePieceTokenizer(PieceTokenizer):
@@ -69,7 +70,7 @@ def from_gguf(metadata: Mapping[str, Any], source: str | Path) -> SentencePieceT
             control=_control(model, pieces),
             vocab_size=len(pieces),
             adds_bos=True,
-            version=mistral_version(pieces),
+            version=stated_version(metadata, GGUF_KEY, pieces),
         )
         return SentencePieceTokenizer(model, specials)
 
@@ -118,6 +119,16 @@ def _model_proto(metadata: Mapping[str, Any]) -> bytes:
         ]
     )
     return b"".join([*_piece_messages(pieces, scores, types), _message(2, trainer), _message(3, normalizer)])
+
+
+def model_file(metadata: Mapping[str, Any]) -> bytes:
+    """The same with the ids and names of special tokens, for readers of tokenizer.model that look there."""
+    trainer = b""  # a message that stands twice is one message
+    for place, name in enumerate(_SPECIAL):
+        if (token_id := metadata.get(f"tokenizer.ggml.{name}_token_id")) is not None:
+            piece = metadata["tokenizer.ggml.tokens"][token_id]
+            trainer += _number(40 + place, token_id) + _message(45 + place, piece.encode())
+    return _model_proto(metadata) + _message(2, trainer)
 
 
 def _piece_messages(pieces: Sequence[str], scores: Sequence[float], types: Sequence[int]) -> Iterator[bytes]:

@@ -1,10 +1,21 @@
 """Which of Mistral's tokenizers a vocabulary is, told by its pieces."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 # SHA-256 over the pieces of tokenizer.model.v1, joined with NUL. Llama 2 has 32000 pieces too, but not these.
 _V1 = "10dfbba944925c7eabd5534c13217433c6d73e61b8a9ba3ba736f9541b4a78c7"
+
+# Where files that we write say it, when the pieces would tell something else: tekken's v3 has the control tokens of v7.
+CONFIG_KEY = "mistral_version"  # of tokenizer_config.json
+GGUF_KEY = "tokenizer.mistral_version"
+
+
+def stated_version(values: Mapping[str, Any], key: str, pieces: Sequence[str]) -> str | None:
+    """The version that a file states under this key, else the one that the pieces tell."""
+    stated = values.get(key)
+    return stated if isinstance(stated, str) else mistral_version(pieces)
 
 
 def mistral_version(pieces: Sequence[str]) -> str | None:

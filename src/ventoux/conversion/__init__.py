@@ -1,0 +1,5 @@
+"""From any checkpoint to any layout: `ventoux.convert`."""
+
+from ventoux.conversion.writing import Converted, convert, convert_tokenizer
+
+__all__ = ["Converted", "convert", "convert_tokenizer"]

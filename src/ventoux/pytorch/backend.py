@@ -1,0 +1,259 @@
+"""The engine's second backend: our PyTorch modules on any device that torch has, in fp32, bf16 or fp16.
+
+The tokens of a batch run end to end as one row, without padding; only attention looks at each sequence by itself.
+T tokens of a batch, H heads, K KV heads, D head_dim, W window.
+"""
+
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ventoux import batch as seam
+from ventoux import checkpoint
+from ventoux.batch import Batch, Description, Float32, Int32
+from ventoux.config import ModelConfig
+from ventoux.errors import RequestError
+from ventoux.pytorch.attention import attend
+from ventoux.pytorch.cache import RollingLayer
+from ventoux.pytorch.loading import DTYPES, build, dtype_named, memory_errors, usable_device
+from ventoux.pytorch.modules import ATTENTION, MistralAttention, rotation
+
+_BY_SEQUENCE = "ventoux_by_sequence"  # in our modules' own table of implementations; transformers does not know it
+
+
+def choose(
+    device: str | torch.device, dtype: str | torch.dtype | None, threads: int | None
+) -> tuple[torch.device, torch.dtype]:
+    """What a Backend will compute with. Raises RequestError, which is cheaper to know before a model is fetched."""
+    chosen = usable_device(device)
+    if threads is not None and chosen.type != "cpu":
+        raise RequestError(f"threads are a CPU's, and the device is {chosen}; leave them out")
+    if dtype is None:
+        dtype = torch.float32 if chosen.type == "cpu" else torch.bfloat16
+    return chosen, dtype_named(dtype)
+
+
+class Backend:
+    """A model whose weights are dequantized into one dtype on one device.
+
+    device   as torch names it: "cpu", "cuda", "cuda:1", "mps"
+    dtype    "fp32", "bf16" or "fp16" (or torch's own); None is fp32 on a CPU and bf16 elsewhere
+    threads  of a CPU: torch.set_num_threads, which counts for the whole process; None leaves them as they are
+
+    Raises RequestError, CheckpointError or OutOfMemoryError.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, checkpoint.Tensor],
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.config = config
+        self.device, self.dtype = choose(device, dtype, threads)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._lock = threading.Lock()  # a cache must not be written by two passes at once
+        # the modules know one window, the rings one for each layer: it is the rings that count here
+        self._model = build(config.with_window(config.window), tensors, dtype=self.dtype, device=self.device)
+
+    @property
+    def description(self) -> Description:
+        cpu = self.device.type == "cpu"
+        names = {dtype: name for name, dtype in DTYPES.items()}
+        return Description(
+            backend="pytorch",
+            device=str(self.device),
+            isa=None,
+            threads=torch.get_num_threads() if cpu else None,
+            compute=names.get(self.dtype, str(self.dtype)),
+            kv_itemsize=self.dtype.itemsize,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return sum(weight.nbytes for weight in self._model.parameters())
+
+    def new_cache(self) -> "Cache":
+        return Cache(self.config, dtype=self.dtype, device=self.device)
+
+    def forward(self, batch: Batch, cache: seam.Cache) -> Float32:
+        """Run the batch, advance the cache -> logits [rows asked for, vocab_size] float32.
+
+        Raises OutOfMemoryError.
+        """
+        assert isinstance(cache, Cache), "a cache of this backend's new_cache()"
+        if not len(batch):
+            return np.empty((0, self.config.vocab_size), np.float32)
+        with self._lock, memory_errors(f"a batch of {len(batch)} tokens does not fit into the memory of {self.device}"):
+            return self._forward(batch, cache)
+
+    @torch.inference_mode()
+    def _forward(self, batch: Batch, cache: "Cache") -> Float32:
+        model = self._model.model
+        ids, positions, rows = (
+            torch.from_numpy(each).to(self.device) for each in (batch.ids, batch.positions, batch.logit_rows)
+        )
+        x = model.embed_tokens(ids)[None]  # [1, T, E], the residual stream
+        turn = rotation(model.config, positions[None], dtype=x.dtype)
+        parts = cache.parts(batch)
+        # fp16 alone is narrower than what happens in models: who is still finite?
+        finite = torch.ones(len(batch), dtype=torch.bool, device=self.device) if x.dtype == torch.float16 else None
+        for layer in model.layers:
+            x, _ = layer(x, position_embeddings=turn, implementation=_BY_SEQUENCE, parts=parts, finite=finite)
+        logits: Float32 = self._model.lm_head(model.norm(x[0, rows])).float().cpu().numpy()  # [N, vocab]
+        if finite is not None:
+            overflown = ~(finite & x[0].isfinite().all(-1)).cpu().numpy()  # [T]
+            for part in parts:
+                part.spread(overflown, batch.positions)
+            logits[overflown[batch.logit_rows]] = np.nan
+        return logits
+
+    def not_finite(self) -> str:
+        if self.dtype == torch.float16:
+            return "fp16 overflowed, a number grew beyond 65504 on its way through the model; use bf16 or fp32"
+        return f"its weights are numbers, but {self.description.compute} overflows on the way through the model"
+
+
+class Ring(RollingLayer):
+    """One layer's keys and values of one sequence; all of its memory is taken at once, so no step moves anything."""
+
+    def __init__(self, positions: int, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(positions)
+        shape = (1, config.num_kv_heads, positions, config.head_dim)
+        self.dtype, self.device = dtype, device
+        self.keys, self.values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
+        self.is_initialized = True
+
+    def begin(self, start: int) -> None:
+        """Positions from `start` on come next: what stands there already is taken back.
+
+        What it had pushed out of the window comes back too where that is recorded. Where it is not, the keys before
+        `start` are those of later positions, which is what `bench` wants: the same work again.
+        """
+        assert start <= self.seen, f"position {start} comes after {self.seen}"
+        if self.record_past:
+            self.crop(start - self.seen)
+        else:
+            self.seen = start
+
+
+@dataclass
+class Sequence:
+    """A ring for each layer, and the first position at which fp16 overflowed, if it did."""
+
+    rings: list[Ring]
+    overflow: float = math.inf
+
+    def begin(self, start: int) -> None:
+        """Positions from `start` on come next."""
+        for ring in self.rings:
+            ring.begin(start)
+        if start <= self.overflow:  # it is taken back
+            self.overflow = math.inf
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of a batch that are a sequence's, `begin` to `end`."""
+
+    begin: int
+    end: int
+    sequence: Sequence
+
+    def spread(self, overflown: NDArray[np.bool_], positions: Int32) -> None:
+        """Of all rows [T] of a batch, mark those of this part that come after an overflow: they may have seen it.
+
+        They can look well, since attention may make zeros or a mean of what is infinite.
+        """
+        rows, sequence = slice(self.begin, self.end), self.sequence
+        sequence.overflow = min([sequence.overflow, *positions[rows][overflown[rows]].tolist()])
+        overflown[rows] = positions[rows] >= sequence.overflow
+
+
+class Cache:
+    """Rings of min(W, length) positions, one for each layer of each sequence."""
+
+    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+        self._config, self._dtype, self._device = config, dtype, device
+        self._sequences: dict[int, Sequence] = {}
+        self._slots = count()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the allocated sequences hold."""
+        return sum(ring.nbytes for sequence in self._sequences.values() for ring in sequence.rings)
+
+    def allocate(self, length: int, lookahead: int = 0) -> int:
+        """Room for at most `length` positions of a new sequence -> its slot. Raises OutOfMemoryError.
+
+        A segment may begin up to `lookahead` positions before the end of the last one, and takes back what stood there.
+        """
+        config = self._config
+        with memory_errors(f"the keys and values of {length} positions do not fit into the memory of {self._device}"):
+            rings = [
+                Ring(min(length if window is None else window, length), config, dtype=self._dtype, device=self._device)
+                for window in config.windows
+            ]
+        for ring in rings if lookahead else ():
+            ring.activate_past_recording()
+        slot = next(self._slots)
+        self._sequences[slot] = Sequence(rings)
+        return slot
+
+    def free(self, slot: int) -> None:
+        del self._sequences[slot]
+
+    def parts(self, batch: Batch) -> list[Part]:
+        """A batch sequence by sequence, with rings that are ready for what comes next."""
+        parts, begin = [], 0
+        for slot, start, length in zip(*(each.tolist() for each in batch.spans()), strict=True):
+            self._sequences[slot].begin(start)
+            parts.append(Part(begin, begin + length, self._sequences[slot]))
+            begin += length
+        return parts
+
+
+def _attention_by_sequence(
+    module: MistralAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: None,
+    *,
+    scaling: float,
+    parts: list[Part],
+    finite: Tensor | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Each sequence's queries over its own ring: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
+
+    A loop also where all of them decode: their rings differ in length, and lie where they lie. `finite` [T] loses the
+    tokens whose numbers are not.
+    """
+    for each in (query, key, value) if finite is not None else ():
+        finite &= each.isfinite().all(-1).all(1)[0]
+    attended = []
+    for part in parts:
+        ring, rows = part.sequence.rings[module.layer_idx], slice(part.begin, part.end)
+        alone = part.end - part.begin == 1  # a single query sees the whole ring, whatever its order
+        keys, values = ring.update(key[:, :, rows], value[:, :, rows], in_order=not alone)
+        queries = query[:, :, rows]
+        offset = keys.shape[2] - queries.shape[2]
+        attended.append(attend(queries, keys, values, window=ring.window, offset=offset, scale=scaling))
+    return torch.cat(attended, 2).transpose(1, 2), None
+
+
+ATTENTION[_BY_SEQUENCE] = _attention_by_sequence
