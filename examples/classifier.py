@@ -2,7 +2,7 @@
 """Is a movie review good or bad? Two ways to make a classifier of a language model that was not made for it.
 
     pip install 'ventoux[torch]'
-    python examples/classifier.py            # about two minutes on two cores; --help for more, or less
+    python examples/classifier.py            # some two minutes on two free cores; --help for more, or less
 
 1. **Features and a linear head.** The model reads a text, and says after each token what it made of it so far: a vector
    of `hidden_size` numbers. Their mean is the text's feature vector. A linear classifier is trained on these; the model

@@ -223,12 +223,13 @@ def test_a_file_of_a_source_archive_is_fetched_too(index, sourced, tmp_path):
 
 def test_pip_fetches_a_source_archive_and_runs_no_other_than_the_one_we_mean(index, sourced, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "find_link", lambda packaged: None)
-    ran = tmp_path / "ran"
-    index.files["/files/tiny_data-1.0.tar.gz"] = source_archive(CONTENTS, runs=f"open({str(ran)!r}, 'w').close()")
+    at, ran = "/files/tiny_data-1.0.tar.gz", tmp_path / "ran"
+    right = index.files[at]
+    index.files[at] = source_archive(CONTENTS, runs=f"open({str(ran)!r}, 'w').close()")
     with pytest.raises(DownloadError, match=r"tiny-data==1\.0 .*check the network$"):
         download.fetch(sourced, tmp_path / "cache", progress=silent)
     assert not ran.exists()
-    index.files["/files/tiny_data-1.0.tar.gz"] = source_archive(CONTENTS)
+    index.files[at] = right
     assert download.fetch(sourced, tmp_path / "cache", progress=silent).read_bytes() == CONTENTS
 
 

@@ -34,6 +34,15 @@ class JoiningTokenizer(ByteTokenizer):
         return [BOS] * bos + [*pieces[0], *(token for piece in pieces[1:] for token in [JOINED, *piece])]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """Matrices this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def oracle():
     """transformers' own class, window 4."""
@@ -218,13 +227,14 @@ def table(printed):
 @pytest.mark.slow
 def test_the_command_beats_chance_on_real_reviews(default_model):
     """The 95% intervals of classifier and of the commonest label do not even touch."""
-    sizes = ["--train", "400", "--test", "200", "--zero-shot", "80"]
+    # one thread: beside other work, two wait for each other
+    sizes = ["--train", "400", "--test", "200", "--zero-shot", "200", "--threads", "1"]
     done = subprocess.run([sys.executable, EXAMPLE, *sizes], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     print(done.stdout)
     rows = table(done.stdout)
     commonest = {n: high for what, n, _, _, high in rows if what.startswith("always")}
-    assert set(commonest) == {200, 80}
+    assert set(commonest) == {200}
     lower = {(what, n): low for what, n, _, low, _ in rows if not what.startswith("always") and n in commonest}
     assert len(lower) == 4
     for (what, n), low in lower.items():

@@ -90,13 +90,6 @@ def test_feature_extraction(folder):
         torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0, atol=1e-4)
 
 
-def test_a_pipeline_made_from_a_folder_after_register(folder):
-    """In a process of its own in test_saving.py; here only that the task finds our class in transformers' tables."""
-    ours, _ = both(folder)
-    assert ours.can_generate()
-    assert pipeline("text-generation", model=ours, tokenizer=tiny_tokenizer()).model is ours
-
-
 def test_streaming(folder, capsys):
     ours, _ = both(folder)
     tokenizer = tiny_tokenizer()

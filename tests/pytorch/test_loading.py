@@ -169,7 +169,7 @@ def test_windows_that_differ_are_refused(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     config |= {"layer_types": ["full_attention", "sliding_attention"]}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(RequestError, match="windows differ.*use ventoux.load, or choose one window"):
+    with pytest.raises(RequestError, match=r"windows differ.*use ventoux\.load, or choose one window"):
         pytorch.load(folder)
     assert pytorch.load(folder, window=4).config.sliding_window == 4
 

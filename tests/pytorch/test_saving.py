@@ -10,6 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from tiny import logits, tiny_model
+from tiny_tokenizer import VOCAB, tiny_tokenizer
 
 import ventoux
 from ventoux import pytorch
@@ -148,15 +149,21 @@ def test_layers_may_lie_on_disk(tmp_path, tied, settings):
 
 
 def test_the_auto_classes_after_register(tmp_path):
-    tiny_model().save_pretrained(tmp_path)
+    tiny_model(vocab_size=VOCAB).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
     script = (
-        "import sys, ventoux.pytorch; from transformers import AutoModelForCausalLM as Auto\n"
+        "import sys, ventoux.pytorch; from transformers import AutoModelForCausalLM as Auto, pipeline\n"
         "before = Auto.from_pretrained(sys.argv[1]); ventoux.pytorch.register()\n"
         "after = Auto.from_pretrained(sys.argv[1], attn_implementation='ventoux', device_map='auto')\n"
-        "print(type(before).__module__, type(after).__module__, after.config._attn_implementation)"
+        "pipe = pipeline('text-generation', model=sys.argv[1])\n"
+        "for model in (before, after, pipe.model): print(type(model).__module__, model.config._attn_implementation)"
     )
     done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["transformers.models.mistral.modeling_mistral", "ventoux.pytorch.model", "ventoux"]
+    assert done.stdout.splitlines() == [
+        "transformers.models.mistral.modeling_mistral sdpa",
+        "ventoux.pytorch.model ventoux",
+        "ventoux.pytorch.model sdpa",
+    ]
 
 
 def test_a_folder_without_weights_says_so(tmp_path):

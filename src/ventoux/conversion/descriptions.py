@@ -47,7 +47,9 @@ def metadata(
         files["general.quantization_version"] = 2
     if source.kind == "gguf":
         same = all(tensor.format == tensor.tensor.format for tensor in tensors)
-        described = dict(source.metadata) | ({} if same else files) | dict(vocabulary)
+        described = dict(source.metadata) | dict(vocabulary)
+        if not same:  # nor does the importance matrix of another quantization say anything of this one
+            described = {key: v for key, v in described.items() if not key.startswith("quantize.imatrix.")} | files
         if keep:
             return described
         described.pop("llama.attention.sliding_window", None)

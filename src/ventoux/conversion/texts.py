@@ -9,8 +9,9 @@ from ventoux.chat import template_in
 from ventoux.chat.jinja import mistral_template
 from ventoux.checkpoint import Checkpoint, strict_json
 from ventoux.config import ModelConfig
-from ventoux.errors import TokenizerError
+from ventoux.errors import TokenizerError, shown
 from ventoux.tokenizer import Tokenizer, files
+from ventoux.tokenizer.bytelevel import USER_DEFINED
 from ventoux.tokenizer.huggingface import from_text
 from ventoux.tokenizer.metadata import PROBE, to_metadata
 from ventoux.tokenizer.version import CONFIG_KEY, mistral_version
@@ -42,6 +43,8 @@ def gather(source: Checkpoint, *, to: str, template: str | None) -> Texts:
         _into_gguf(source, found, template)
     else:
         _from_folder_to_folder(source, found, to, template)
+    if to == "raw":
+        _ends_lost(found)
     return found
 
 
@@ -49,6 +52,27 @@ def same_ids(one: Tokenizer, other: Tokenizer) -> bool:
     """Whether two tokenizers cut a probe of many scripts alike, and agree about where a text begins."""
     lines = [PROBE, *PROBE.split("\n"), "", " ", "\n", "a", *PROBE.split(" ")]
     return all(one.encode(line, bos=True) == other.encode(line, bos=True) for line in lines)
+
+
+def _literals(found: Texts, metadata: dict[str, Any], original: Tokenizer, other: Tokenizer) -> None:
+    """A remark on tokens that plain text may hold by name, if the text around them is cut otherwise in what is written.
+
+    sentencepiece puts no space behind such a token, `tokenizers` does; Mistral's v3 has [REFERENCE_DOC_0] and on.
+    """
+    pairs = zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"], strict=True)
+    literal = [piece for piece, kind in pairs if kind == USER_DEFINED][:64]
+    lines = {piece: f"a{piece}b {piece} c" for piece in literal}
+    if changed := [piece for piece, line in lines.items() if original.encode(line) != other.encode(line)]:
+        more = ", ..." if len(changed) > 1 else ""
+        found.remarks.append(
+            f"text that follows a typed {shown(changed[0])}{more} is cut with other spaces than before"
+        )
+
+
+def _ends_lost(found: Texts) -> None:
+    """params.json cannot say which ids end a text; the tokenizer says the first."""
+    if lost := found.config.eos_ids[1 if any(map(tokenizer.is_file_name, found.files)) else 0 :]:
+        found.remarks.append(f"raw has no place for these ids, which end a text: {', '.join(map(str, lost))}")
 
 
 def _with_ids(config: ModelConfig, found: Tokenizer) -> ModelConfig:
@@ -88,8 +112,10 @@ def _into_gguf(source: Checkpoint, found: Texts, template: str | None) -> None:
     found.config = _with_ids(source.config, original)
     try:
         metadata = _padded(to_metadata(file), source.config.vocab_size)
-        if not same_ids(original, tokenizer.from_gguf(metadata, source=file)):
+        rebuilt = tokenizer.from_gguf(metadata, source=file)
+        if not same_ids(original, rebuilt):
             raise TokenizerError("a GGUF file of it would give other ids")
+        _literals(found, metadata, original, rebuilt)
     except TokenizerError as error:
         found.metadata["tokenizer.ggml.model"] = "no_vocab"
         found.remarks.append(f"{file.name} does not go along: {_reason(error)}")
@@ -141,9 +167,11 @@ def _tokenizer_json(
     config = _config(found, metadata, original, template)
     if "tokenizer.json" not in found.files:
         text = files.to_json(metadata, source=source)
-        if not same_ids(original, from_text(text, strict_json.parse(config, source=source), source=source)):
+        rebuilt = from_text(text, strict_json.parse(config, source=source), source=source)
+        if not same_ids(original, rebuilt):
             found.remarks.append("no tokenizer.json goes along: it would give other ids")
             return
+        _literals(found, metadata, original, rebuilt)
         found.files["tokenizer.json"] = text.encode()
     found.files.setdefault("tokenizer_config.json", config)
 

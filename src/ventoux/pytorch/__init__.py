@@ -11,18 +11,18 @@ from ventoux.errors import MissingExtraError
 try:
     import torch as _torch  # noqa: F401
     from transformers import MistralConfig
-except ImportError as _error:
-    raise MissingExtraError("ventoux.pytorch", "torch", _error) from _error
 
-from ventoux.pytorch import attention as _attention
-from ventoux.pytorch.cache import RollingCache
-from ventoux.pytorch.heads import (
-    MistralForQuestionAnswering,
-    MistralForSequenceClassification,
-    MistralForTokenClassification,
-)
-from ventoux.pytorch.loading import load
-from ventoux.pytorch.model import MistralForCausalLM, MistralModel, MistralPreTrainedModel
+    from ventoux.pytorch import attention as _attention
+    from ventoux.pytorch.cache import RollingCache
+    from ventoux.pytorch.heads import (
+        MistralForQuestionAnswering,
+        MistralForSequenceClassification,
+        MistralForTokenClassification,
+    )
+    from ventoux.pytorch.loading import load
+    from ventoux.pytorch.model import MistralForCausalLM, MistralModel, MistralPreTrainedModel
+except ImportError as _error:  # not installed, or too old for what the classes import
+    raise MissingExtraError("ventoux.pytorch", "torch", _error) from _error
 
 __all__ = [
     "MistralConfig",

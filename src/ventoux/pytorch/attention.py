@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
@@ -56,8 +57,10 @@ def attend(
 ) -> Tensor:
     """Causal attention within a window: query [B, H, T, D], key and value [B, K, S, D] -> [B, H, T, D].
 
-    Time and memory are linear in W, and in T for a given W. None for a window of all keys.
+    Time and memory are linear in W, and in T for a given W. None for a window of all keys. Keys after the last query's
+    are not looked at. Raises ValueError for shapes that do not fit each other.
     """
+    _check(query, key, value, window=window, offset=offset, segments=segments)
     T = query.shape[2]
     end = offset + T
     low = 0 if window is None else max(0, offset - window + 1)
@@ -68,8 +71,9 @@ def attend(
         mask = None if segments is None else (segments == segments[:, -1:])[:, None, None]
         return _one_query(query, key, value, mask=mask, settings=settings)
     width = end if window is None else window
-    if torch.is_autocast_enabled(query.device.type):  # as torch does for its own
-        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
+    device = query.device.type
+    if is_autocast_available(device) and torch.is_autocast_enabled(device):  # as torch does for its own
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     if T >= SHORT and dropout == 0 and fits(query, key, value):
         out: Tensor = window_attention(query, key, value, segments, width, offset, scale)[0]
         return out
@@ -79,6 +83,22 @@ def attend(
             query, key, value, is_causal=True, enable_gqa=shared, **settings
         )
     return masked_attention(query, key, value, window=width, offset=offset, segments=segments, settings=settings)
+
+
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, *, window: int | None, offset: int, segments: Tensor | None
+) -> None:
+    """Refuse what would be computed as something else."""
+    (B, H, T, _), (K, S) = query.shape, key.shape[1:3]
+    if key.shape[0] != B or H % K or value.shape[:3] != key.shape[:3]:
+        found = ", ".join(str(list(x.shape)) for x in (query, key, value))
+        raise ValueError(f"expected query [B, H, T, D], key and value [B, K, S, D], where K divides H; found {found}")
+    if window is not None and window < 1:
+        raise ValueError(f"a window is at least 1 key, the query's own; found {window} (None for all keys)")
+    if not 0 <= offset <= S - T:
+        raise ValueError(f"{T} queries at an offset of {offset} do not stand among {S} keys")
+    if segments is not None and (segments.shape[0] != B or segments.shape[1] < offset + T):
+        raise ValueError(f"segments number the keys, [{B}, {offset + T}] of them; found {list(segments.shape)}")
 
 
 def _one_query(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, settings: dict[str, Any]) -> Tensor:

@@ -243,8 +243,9 @@ def _attention_by_sequence(
     A loop also where all of them decode: their rings differ in length, and lie where they lie. `finite` [T] loses the
     tokens whose numbers are not.
     """
-    for each in (query, key, value) if finite is not None else ():
-        finite &= each.isfinite().all(-1).all(1)[0]
+    if finite is not None:
+        for each in (query, key, value):
+            finite &= each.isfinite().all(-1).all(1)[0]
     attended = []
     for part in parts:
         ring, rows = part.sequence.rings[module.layer_idx], slice(part.begin, part.end)

@@ -1,5 +1,6 @@
 """From a checkpoint of any layout to the PyTorch classes: the same weights, dequantized into one dtype."""
 
+import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -117,7 +118,9 @@ def usable_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.ones(1, device=device).item()
     except Exception as error:  # what torch raises differs from device to device
-        reason = str(error).strip().partition("\n")[0]
+        reason = re.split(r"\.?\s*\n|\. ", str(error).strip().removesuffix("."))[
+            0
+        ]  # the first sentence; some tell pages
         raise RequestError(f"device {shown(str(name))} cannot be used by torch here: {reason}; use cpu") from error
     return device
 

@@ -100,6 +100,8 @@ class MistralModel(MistralPreTrainedModel):
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         checkpointing = self.gradient_checkpointing and self.training
+        if checkpointing and past_key_values is not None:
+            raise ValueError("gradient checkpointing runs layers twice and keeps no cache; call model.eval() first")
 
         segments, cu_seq_lens = None, kwargs.get("cu_seq_lens_q")
         if attention_mask is None and past_key_values is None and "cache" not in kwargs:
@@ -221,6 +223,8 @@ class MistralForCausalLM(MistralPreTrainedModel, GenerationMixin):
         Raises ValueError for padding on the right, which would be generated from.
         """
         masks.check_prompt(model_kwargs.get("attention_mask"))
+        if self.model.gradient_checkpointing and self.training:  # in which layers keep nothing
+            model_kwargs["use_cache"] = generation_config.use_cache = False
         wanted = generation_config.use_cache is not False and generation_config.cache_implementation in (
             None,
             "dynamic",

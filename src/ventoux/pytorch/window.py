@@ -41,6 +41,7 @@ def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
         and all(x.device.type == "cpu" and x.dtype == query.dtype for x in tensors)
         and query.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
         and query.shape[-1] == value.shape[-1]
+        and not torch._C._are_functorch_transforms_active()  # torch.func does not look into operators
     )
 
 
