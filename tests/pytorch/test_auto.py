@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from pairs import ours
 
 AUTO = """
@@ -39,18 +40,11 @@ def test_register_gives_the_auto_classes_ours(tmp_path):
     assert done.stdout.split() == ["ventoux.pytorch.model", "ventoux", "MistralConfig", "ventoux.pytorch.model"]
 
 
-def test_without_the_libraries_the_error_names_the_extra():
-    for missing in ("torch", "transformers"):
-        code = f"import sys; sys.modules[{missing!r}] = None; import ventoux.pytorch"
-        done = run(code)
-        assert done.returncode == 1
-        last = done.stderr.strip().splitlines()[-1]
-        assert "ventoux.pytorch needs the extra [torch]: pip install 'ventoux[torch]'" in last
-        assert missing in last
-
-
-def test_transformers_of_long_ago_is_named_too():
-    """What we need of transformers came with 5: an older one has a Mistral, but not the rest."""
-    code = "import sys; sys.modules['transformers.masking_utils'] = None; import ventoux.pytorch"
-    last = run(code).stderr.strip().splitlines()[-1]
-    assert "ventoux.pytorch needs the extra [torch]" in last
+@pytest.mark.parametrize("missing", ["torch", "transformers", "transformers.masking_utils"])
+def test_without_the_libraries_the_error_names_the_extra(missing):
+    """Or with a transformers of long ago, which has a Mistral, but not the rest."""
+    done = run(f"import sys; sys.modules[{missing!r}] = None; import ventoux.pytorch")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "ventoux.pytorch needs the extra [torch]: pip install 'ventoux[torch]'" in last
+    assert missing in last

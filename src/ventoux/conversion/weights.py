@@ -14,12 +14,16 @@ DTYPES = {"raw": FLOATS, "hf": FLOATS, "gguf": (*FLOATS, "q8_0", "q4_0")}
 ENDS = ("embed_tokens.weight", "lm_head.weight")  # 30% of the error of 4 bits would come from the head
 
 
-def formats(source: Checkpoint, *, to: str, dtype: str | None) -> tuple[dict[str, str], list[str]]:
-    """Our name of a tensor -> its format in the target; and what the user should know about it."""
-    tensors = source.tensors
+def check(dtype: str | None, *, to: str) -> None:
+    """Raises ConversionError when the target has no such number format."""
     if dtype is not None and dtype not in DTYPES[to]:
         elsewhere = "; GGUF has it" if dtype in DTYPES["gguf"] else ""
         raise ConversionError(f"dtype of {to} must be one of {', '.join(DTYPES[to])}, found {dtype!r}{elsewhere}")
+
+
+def formats(source: Checkpoint, *, to: str, dtype: str | None) -> tuple[dict[str, str], list[str]]:
+    """Our name of a tensor -> its format in the target; and what the user should know about it."""
+    tensors = source.tensors
     if to == "gguf":
         chosen = {name: _in_gguf(tensor, dtype) for name, tensor in tensors.items()}
     elif dtype is not None:

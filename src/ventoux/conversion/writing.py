@@ -73,6 +73,7 @@ def convert(
         raise ConversionError(f"shard_size is for hf: {to} has one weights file")
     if shard_size is not None and (type(shard_size) is not int or shard_size < 1):
         raise ConversionError(f"shard_size must be a number of bytes of at least 1, found {shard_size!r}")
+    weights.check(dtype, to=to)
     target, folder = Path(dst), to != "gguf"
     check(target, folder=folder)
     source = checkpoint.read(pull.resolve(None if src is None else str(src)), prefer_raw=prefer_raw)
@@ -84,7 +85,7 @@ def convert(
     if to == "gguf":
         files = [_gguf(described, tensors, words, keep=window is None and context_length is None)]
     else:
-        files = [*_folder(described, chosen, tensors, shard_size=shard_size or SHARD_SIZE, to=to), *_texts(words)]
+        files = [*_texts(words), *_folder(described, chosen, tensors, shard_size=shard_size or SHARD_SIZE, to=to)]
     if to == "hf" and len(set(source.config.windows)) > 1:
         remarks.append("transformers ignores layer_types in a mistral: there every layer would have the window")
     total = sum(file.nbytes for file in files)
