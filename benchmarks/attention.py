@@ -203,9 +203,9 @@ def main() -> None:
     work = "Forward and backward" if args.training else "Forward"
     seconds_are = "CPU seconds" if args.cpu_time else "seconds by the clock"
     print(
-        f"\n{work}, {args.dtype}, {args.heads} heads over {args.kv_heads} KV heads of {args.head_dim}; without the window"
-        f" there are {limit:.2f} times the scores. Median (range) of {args.runs} turns, {seconds_are}. {cpu_model()},"
-        f" {args.threads} threads; torch {torch.__version__}."
+        f"\n{work}, {args.dtype}, {args.heads} heads over {args.kv_heads} KV heads of {args.head_dim}; without the"
+        f" window there are {limit:.2f} times the scores. Median (range) of {args.runs} turns, {seconds_are}."
+        f" {cpu_model()}, {args.threads} threads; torch {torch.__version__}."
     )
 
 

@@ -384,6 +384,23 @@ def test_ids_or_embeddings(arguments):
         ours()(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"input_ids": tokens(5)}, r"must be \[batch, tokens\] with at least one token; found the shape \[5\]"),
+        ({"input_ids": tokens(1, 0)}, r"at least one token; found the shape \[1, 0\]"),
+        (
+            {"input_ids": tokens(2, 3), "position_ids": torch.arange(3)},
+            r"position_ids must be \[2, 3\], as the tokens are; found \[3\]",
+        ),
+        ({"input_ids": tokens(2, 3), "attention_mask": torch.ones(1, 3)}, "attention_mask has 1 rows; expected 2"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        ours()(**arguments)
+
+
 def test_attention_dropout_acts_in_training_only():
     torch.manual_seed(0)
     model = ours(implementation="ventoux", attention_dropout=0.5)

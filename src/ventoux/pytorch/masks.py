@@ -76,9 +76,21 @@ def packed_segments(position_ids: Tensor) -> Tensor | None:
     return segments
 
 
-def check_mask(attention_mask: Tensor, *, past: Any, length: int, window: int | None) -> None:
+def check_shapes(embeds: Tensor, position_ids: Tensor | None) -> None:
+    """Refuse embeds that are not [B, T, E], with tokens in it, and position_ids that are not [B or 1, T]."""
+    if embeds.dim() != 3 or embeds.numel() == 0:
+        found = list(embeds.shape[:-1])
+        raise ValueError(f"input_ids must be [batch, tokens] with at least one token; found the shape {found}")
+    B, T = embeds.shape[:2]
+    if position_ids is not None and tuple(position_ids.shape) not in ((B, T), (1, T)):
+        raise ValueError(f"position_ids must be {[B, T]}, as the tokens are; found {list(position_ids.shape)}")
+
+
+def check_mask(attention_mask: Tensor, *, batch: int, past: Any, length: int, window: int | None) -> None:
     """Refuse a mask [B, past + length] that does not fit, or whose padding a cache of the window cannot know about."""
     total = past + length
+    if attention_mask.shape[0] != batch:
+        raise ValueError(f"attention_mask has {attention_mask.shape[0]} rows; expected {batch}")
     if attention_mask.shape[1] != total:
         raise ValueError(
             f"attention_mask has {attention_mask.shape[1]} columns; expected {total}: {past} for the tokens in the"

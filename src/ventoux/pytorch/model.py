@@ -96,7 +96,8 @@ class MistralModel(MistralPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        length, config = embeds.shape[1], self.config
+        masks.check_shapes(embeds, position_ids)
+        (batch, length), config = embeds.shape[:2], self.config
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         checkpointing = self.gradient_checkpointing and self.training
@@ -105,8 +106,9 @@ class MistralModel(MistralPreTrainedModel):
 
         segments, cu_seq_lens = None, kwargs.get("cu_seq_lens_q")
         if attention_mask is None and past_key_values is None and "cache" not in kwargs:
-            shape = (embeds.shape[0], length)
-            position_ids, segments = masks.packed(position_ids, cu_seq_lens, shape=shape, device=embeds.device)
+            position_ids, segments = masks.packed(
+                position_ids, cu_seq_lens, shape=(batch, length), device=embeds.device
+            )
         elif cu_seq_lens is not None and "cache" not in kwargs:
             raise ValueError("cu_seq_lens_q is for packed rows, which have neither attention_mask nor past_key_values")
         if segments is not None and use_cache:
@@ -120,7 +122,7 @@ class MistralModel(MistralPreTrainedModel):
 
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and isinstance(past, int):
-            masks.check_mask(attention_mask, past=past, length=length, window=config.sliding_window)
+            masks.check_mask(attention_mask, batch=batch, past=past, length=length, window=config.sliding_window)
         if position_ids is None:
             position_ids = masks.positions(attention_mask, past=past, length=length, device=embeds.device)
         implementation = "eager" if output_attentions else config._attn_implementation
