@@ -134,8 +134,8 @@ def attention_mask_for(
     if past_key_values is not None:
         q_offset = past_key_values.get_seq_length()
         kv_length, kv_offset = past_key_values.get_mask_sizes(T, 0)
-    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 and attention_mask.shape[3] > kv_length:
-        return attention_mask[..., kv_offset : kv_offset + kv_length]  # the cache has let go of the others
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 and attention_mask.shape[3] > kv_length:
+            return attention_mask[..., kv_offset : kv_offset + kv_length]  # the cache has let go of the others
     if attention_mask is not None and not (isinstance(attention_mask, Tensor) and attention_mask.dim() == 2):
         return attention_mask
     if implementation not in MASKS:
