@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from pairs import IMPLEMENTATIONS, close, ours, padded, theirs, tokens
+from transformers import GenerationConfig
 from transformers.cache_utils import DynamicCache, StaticCache
 
 from ventoux.pytorch import RollingCache
@@ -218,6 +219,15 @@ def test_generating_in_training_mode(checkpointing):
     if checkpointing:
         with pytest.raises(ValueError, match="gradient checkpointing runs layers twice and keeps no cache"):
             generate(model, ids, mask, past_key_values=RollingCache(model.config))
+
+
+@pytest.mark.slow
+def test_transformers_continuous_batching():
+    """Its paged cache goes around ours: requests of different lengths, past the window."""
+    model = endless(implementation="sdpa")
+    config = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    done = model.generate_batch([row.tolist() for row in ROWS], generation_config=config)
+    assert [request.generated_tokens for request in done.values()] == alone(endless())
 
 
 @pytest.mark.slow
