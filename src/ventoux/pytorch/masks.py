@@ -32,7 +32,7 @@ def positions(attention_mask: Tensor | None, *, past: int | Tensor, length: int,
 
 
 def packed(
-    position_ids: Tensor | None, cu_seq_lens: Tensor | None, *, shape: tuple[int, int], device: torch.device
+    position_ids: Tensor | None, cu_seq_lens: Tensor | None, *, shape: tuple[int, ...], device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
     """-> position_ids and the number of each token's sequence, [B, T]; None for those that are not said to be packed.
 

@@ -100,25 +100,10 @@ class MistralModel(MistralPreTrainedModel):
         (batch, length), config = embeds.shape[:2], self.config
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        checkpointing = self.gradient_checkpointing and self.training
-        if checkpointing and past_key_values is not None:
-            raise ValueError("gradient checkpointing runs layers twice and keeps no cache; call model.eval() first")
-
-        segments, cu_seq_lens = None, kwargs.get("cu_seq_lens_q")
-        if attention_mask is None and past_key_values is None and "cache" not in kwargs:
-            position_ids, segments = masks.packed(
-                position_ids, cu_seq_lens, shape=(batch, length), device=embeds.device
-            )
-        elif cu_seq_lens is not None and "cache" not in kwargs:
-            raise ValueError("cu_seq_lens_q is for packed rows, which have neither attention_mask nor past_key_values")
-        if segments is not None and use_cache:
-            raise ValueError("packed sequences cannot be continued, so they have no cache; give use_cache=False")
-        use_cache = config.use_cache if use_cache is None else use_cache
-        use_cache = use_cache and segments is None and not checkpointing
-        if use_cache and past_key_values is None:
-            # a ring is written in place, which gradients cannot pass; transformers' windows of one position keep all
-            growing = DynamicCache(config=None if config.sliding_window == 1 else config)
-            past_key_values = growing if torch.is_grad_enabled() else RollingCache(config)
+        # continuous batching, transformers' generate_batch(), brings a cache under another name
+        alone = attention_mask is None and past_key_values is None and "cache" not in kwargs
+        position_ids, segments = self._packing(embeds, position_ids, alone=alone, **kwargs)
+        past_key_values, use_cache = self._caching(past_key_values, use_cache, packed=segments is not None)
 
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and isinstance(past, int):
@@ -141,7 +126,8 @@ class MistralModel(MistralPreTrainedModel):
         all_attentions: list[Tensor] = []
         turn = rotation(config, position_ids, dtype=embeds.dtype)
         for layer in self.layers:
-            all_hidden_states.append(hidden_states) if output_hidden_states else None
+            if output_hidden_states:
+                all_hidden_states.append(hidden_states)
             hidden_states, weights = layer(
                 hidden_states,
                 position_embeddings=turn,
@@ -150,7 +136,8 @@ class MistralModel(MistralPreTrainedModel):
                 implementation=implementation,
                 **kwargs,
             )
-            all_attentions.append(weights) if output_attentions else None
+            if output_attentions:
+                all_attentions.append(weights)
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
@@ -158,6 +145,37 @@ class MistralModel(MistralPreTrainedModel):
             hidden_states=(*all_hidden_states, hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
         )
+
+    def _packing(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor | None,
+        *,
+        alone: bool,
+        cu_seq_lens_q: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Positions, and the number of each token's sequence where rows are packed; `alone`: no mask and no past."""
+        if alone:
+            return masks.packed(position_ids, cu_seq_lens_q, shape=embeds.shape[:2], device=embeds.device)
+        if cu_seq_lens_q is not None and "cache" not in kwargs:
+            raise ValueError("cu_seq_lens_q is for packed rows, which have neither attention_mask nor past_key_values")
+        return position_ids, None
+
+    def _caching(self, past: Cache | None, use_cache: bool | None, *, packed: bool) -> tuple[Cache | None, bool]:
+        """The cache to run with, made if there is to be one, and whether it is given back."""
+        checkpointing = self.gradient_checkpointing and self.training
+        if checkpointing and past is not None:
+            raise ValueError("gradient checkpointing runs layers twice and keeps no cache; call model.eval() first")
+        if packed and use_cache:
+            raise ValueError("packed sequences cannot be continued, so they have no cache; give use_cache=False")
+        use_cache = bool(self.config.use_cache if use_cache is None else use_cache) and not packed and not checkpointing
+        if use_cache and past is None:
+            if not torch.is_grad_enabled():
+                return RollingCache(self.config), True
+            # a ring is written in place, which gradients cannot pass; transformers' windows of one position keep all
+            return DynamicCache(config=None if self.config.sliding_window == 1 else self.config), True
+        return past, use_cache
 
 
 class MistralForCausalLM(MistralPreTrainedModel, GenerationMixin):
