@@ -1,5 +1,6 @@
 """A key/value cache of W positions, as transformers' models take one."""
 
+import sys
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ class RollingLayer(CacheLayerMixin):
         """Store T new positions, [B, K, T, D] -> the keys and values that they see, min(seen, W - 1) + T of each."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if key_states.shape[2] == 1:
+        learns = torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad)
+        if key_states.shape[2] == 1 and not learns:  # what is read from the ring has no gradient
             self._write(key_states, value_states)
             held = min(self.seen, self.window)
             return self._last(held) if in_order else (self.keys[:, :, :held], self.values[:, :, :held])
@@ -77,6 +79,8 @@ class RollingLayer(CacheLayerMixin):
                 ring[:, :, :wrapped] = new[:, :, n - wrapped :]
 
     def _reserve(self, positions: int) -> None:
+        if self.keys.is_inference() and not torch.is_inference_mode_enabled():  # torch forbids writing to it here
+            self.keys, self.values = self.keys.clone(), self.values.clone()
         capacity = self.keys.shape[2]
         if positions <= capacity:
             return
@@ -111,6 +115,10 @@ class RollingLayer(CacheLayerMixin):
     def activate_past_recording(self) -> None:
         """From now on keep what falls out of the window until the next `crop`, so that it can be taken back."""
         self.record_past = True
+
+    def stop_past_recording(self) -> None:
+        """Keep nothing any more beside the window."""
+        self.record_past, self._evicted = False, None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -tokens_to_remove positions (0: none), and what was kept for doing so.
@@ -184,6 +192,20 @@ class RollingCache(DynamicCache):
         window = config.sliding_window
         layers = [DynamicLayer() if window is None else RollingLayer(window) for _ in range(config.num_hidden_layers)]
         Cache.__init__(self, layers=layers)
+
+    def check(self, config: MistralConfig) -> None:
+        """Refuse to serve a model with other layers, or one that sees more keys than are kept. Raises ValueError."""
+        wanted = config.sliding_window
+        if len(self.layers) != config.num_hidden_layers:
+            raise ValueError(f"the cache has {len(self.layers)} layers, and the model {config.num_hidden_layers}")
+        if any(isinstance(layer, RollingLayer) and layer.window < (wanted or sys.maxsize) for layer in self.layers):
+            raise ValueError(f"the cache keeps fewer keys than the model sees ({wanted}); make it from model.config")
+
+    def stop_past_recording(self) -> None:
+        """Keep nothing any more beside the window; `activate_past_recording` begins again."""
+        for layer in self.layers:
+            if isinstance(layer, RollingLayer):
+                layer.stop_past_recording()
 
     @property
     def nbytes(self) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import create_block_mask, create_mask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask, flex_attention
 from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flex_attention_mask
@@ -36,7 +36,7 @@ def flex(
     """-> [B, T, H, D]. Raises ValueError for dropout, which FlexAttention does not have."""
     if dropout > 0:
         raise ValueError("flex_attention has no dropout; set config.attention_dropout to 0 or train with another one")
-    if query.requires_grad and not _compiled(query.device) and attention_mask is not None:
+    if query.requires_grad and not _compiled(query.device) and isinstance(attention_mask, BlockMask):
         B, (T, S) = query.shape[0], (query.shape[2], key.shape[2])
         attention_mask = create_mask(attention_mask.mask_mod, B, None, T, S, device=str(query.device))
     if isinstance(attention_mask, Tensor):  # dense: there are no blocks to leave out
@@ -66,6 +66,8 @@ def flex_mask(
     if _compiled(device):
         settings = {**kwargs, "mask_function": mask_function, "attention_mask": attention_mask, "device": device}
         return flex_attention_mask(batch_size, q_length, kv_length, q_offset, kv_offset, **settings)
+    if isinstance(q_offset, Tensor):
+        q_offset = int(q_offset)  # a static cache counts on in place, before the mask is asked
     padding = attention_mask
     if padding is not None:
         padding = torch.nn.functional.pad(padding, (0, max(0, kv_offset + kv_length - padding.shape[1])))

@@ -126,6 +126,8 @@ class MistralForTokenClassification(_WithHead):
         """As MistralModel, with logits [B, T, num_labels]; labels int64 [B, T], -100 for none."""
         outputs = self._features(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
         logits = self.score(self.dropout(outputs.last_hidden_state))
+        if labels is not None and labels.shape != logits.shape[:2]:
+            raise ValueError(f"labels must be {list(logits.shape[:2])}, as the tokens are; found {list(labels.shape)}")
         return TokenClassifierOutput(
             loss=None if labels is None else self.loss_function(logits, labels, self.config),
             logits=logits,

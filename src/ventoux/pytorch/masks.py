@@ -89,6 +89,8 @@ def check_shapes(embeds: Tensor, position_ids: Tensor | None) -> None:
 def check_mask(attention_mask: Tensor, *, batch: int, past: Any, length: int, window: int | None) -> None:
     """Refuse a mask [B, past + length] that does not fit, or whose padding a cache of the window cannot know about."""
     total = past + length
+    if not torch.compiler.is_compiling() and bool(((attention_mask != 0) & (attention_mask != 1)).any()):
+        raise ValueError("attention_mask [batch, tokens] is 1 for real tokens and 0 for padding; found other values")
     if attention_mask.shape[0] != batch:
         raise ValueError(f"attention_mask has {attention_mask.shape[0]} rows; expected {batch}")
     if attention_mask.shape[1] != total:
@@ -106,11 +108,27 @@ def check_mask(attention_mask: Tensor, *, batch: int, past: Any, length: int, wi
             )
 
 
+def check_positions(position_ids: Tensor, attention_mask: Any) -> None:
+    """Refuse positions that begin anew among the real tokens of a row, where a mask or a cache is given too."""
+    T = position_ids.shape[1]
+    if torch.compiler.is_compiling() or T == 1 or (isinstance(attention_mask, Tensor) and attention_mask.dim() != 2):
+        return
+    again = position_ids.diff() <= 0
+    if isinstance(attention_mask, Tensor):
+        real = attention_mask[:, -T:].to(again.device).bool()
+        again = again & real[:, 1:] & real[:, :-1]
+    if bool(again.any()):
+        raise ValueError(
+            "positions begin anew within a row: packed sequences have neither attention_mask nor past_key_values, which"
+            " would let them see each other"
+        )
+
+
 def check_prompt(attention_mask: Any) -> None:
     """Refuse prompts [B, T] that are padded on the right."""
     if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and not bool(attention_mask[:, -1].all()):
         raise ValueError(
-            "a prompt is padded on the right, and generation would go on from the padding; pad on the left"
+            "a prompt ends in padding, and generation would go on from the padding; pad on the left"
             ' (tokenizer.padding_side = "left")'
         )
 
@@ -130,6 +148,8 @@ def attention_mask_for(
     [B, T] are the sequences of a packed batch, which has no past.
     """
     B, T = embeds.shape[:2]
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 and not attention_mask.is_floating_point():
+        attention_mask = attention_mask.bool()  # 1 is seen; as numbers to add they would say nothing
     q_offset, kv_length, kv_offset = 0, T, 0
     if past_key_values is not None:
         q_offset = past_key_values.get_seq_length()

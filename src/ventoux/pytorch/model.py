@@ -1,5 +1,7 @@
 """MistralModel and MistralForCausalLM: our modules, transformers' loading, saving and generating around them."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +38,18 @@ class MistralPreTrainedModel(PreTrainedModel):
     def __init__(self, config: MistralConfig, *args: Any, **kwargs: Any) -> None:
         check_config(config)
         super().__init__(config, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str] | None, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does it. Raises OSError for a folder without config.json, which it takes for a 7B's."""
+        folder = Path(name or "", kwargs.get("subfolder") or "")
+        described = any((folder / each).exists() for each in ("config.json", "adapter_config.json"))
+        if name is not None and folder.is_dir() and not described and kwargs.get("config") is None:
+            raise OSError(
+                f"{folder}: expected a folder in Hugging Face's format, found no config.json; raw weights and GGUF"
+                " files are read by ventoux.pytorch.load, or written as such a folder by ventoux convert"
+            )
+        return super().from_pretrained(name, *args, **kwargs)
 
 
 def check_config(config: MistralConfig) -> None:
@@ -106,6 +120,8 @@ class MistralModel(MistralPreTrainedModel):
         past_key_values, use_cache = self._caching(past_key_values, use_cache, packed=segments is not None)
 
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if not alone and position_ids is not None:
+            masks.check_positions(position_ids, attention_mask)
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and isinstance(past, int):
             masks.check_mask(attention_mask, batch=batch, past=past, length=length, window=config.sliding_window)
         if position_ids is None:
@@ -165,6 +181,8 @@ class MistralModel(MistralPreTrainedModel):
     def _caching(self, past: Cache | None, use_cache: bool | None, *, packed: bool) -> tuple[Cache | None, bool]:
         """The cache to run with, made if there is to be one, and whether it is given back."""
         checkpointing = self.gradient_checkpointing and self.training
+        if isinstance(past, RollingCache):
+            past.check(self.config)
         if checkpointing and past is not None:
             raise ValueError("gradient checkpointing runs layers twice and keeps no cache; call model.eval() first")
         if packed and use_cache:
@@ -223,6 +241,9 @@ class MistralForCausalLM(MistralPreTrainedModel, GenerationMixin):
             return_dict=True,
             **kwargs,
         )
+        if labels is not None and labels.shape != outputs.last_hidden_state.shape[:2]:
+            expected = list(outputs.last_hidden_state.shape[:2])
+            raise ValueError(f"labels must be {expected}, as the tokens are; found {list(labels.shape)}")
         logits = self.lm_head(_kept(outputs.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
@@ -242,7 +263,13 @@ class MistralForCausalLM(MistralPreTrainedModel, GenerationMixin):
 
         Raises ValueError for padding on the right, which would be generated from.
         """
-        masks.check_prompt(model_kwargs.get("attention_mask"))
+        mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
+        if generation_config.is_assistant and isinstance(mask, Tensor) and mask.dim() == 2:
+            # transformers takes the assistant's padding from the ids; only what stands before the text is
+            model_kwargs["attention_mask"] = mask = mask.long().cummax(-1).values
+        masks.check_prompt(mask)
+        if isinstance(cache, RollingCache) and not generation_config.is_assistant:
+            cache.stop_past_recording()  # of an earlier call; who takes tokens back asks for it again
         if self.model.gradient_checkpointing and self.training:  # in which layers keep nothing
             model_kwargs["use_cache"] = generation_config.use_cache = False
         wanted = generation_config.use_cache is not False and generation_config.cache_implementation in (
