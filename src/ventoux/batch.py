@@ -108,10 +108,11 @@ class Cache(Protocol):
         """Bytes that the allocated sequences hold."""
         ...
 
-    def allocate(self, length: int) -> int:
+    def allocate(self, length: int, lookahead: int = 0) -> int:
         """Make room for at most `length` positions of a new sequence -> its slot.
 
-        A layer with window W keeps min(W, length) of them.
+        A layer with window W keeps min(W + lookahead, length) of them: a segment may begin up to `lookahead` positions
+        before the end of the last one, and takes back what stood there (speculation).
         """
         ...
 
