@@ -79,6 +79,8 @@ class ToyCache:
 
 
 class ToyBackend:
+    same_bits = True
+
     def __init__(self, row: Row = hashed, *, context_length: int = 64) -> None:
         self.config = config(context_length)
         self.row = row

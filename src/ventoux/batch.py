@@ -130,6 +130,12 @@ class Backend(Protocol):
     @property
     def description(self) -> Description: ...
 
+    @property
+    def same_bits(self) -> bool:
+        """Whether logits do not depend, to the last bit, on what else is in the batch, or on how a text was cut into
+        batches. Guesses are checked only then: checked together, they must say what they would say one by one."""
+        ...
+
     def new_cache(self) -> Cache: ...
 
     def forward(self, batch: Batch, cache: Cache) -> Float32:
