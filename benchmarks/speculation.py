@@ -3,7 +3,8 @@
 
     python benchmarks/speculation.py [--model MODEL] [--pairs 5]
 
-`copy` asks for a passage of the prompt again, `edit` for the passage with a word changed, `prose` goes on with a novel.
+`copy` has a passage and its first sentences again, and goes on with it; `edit` asks for the passage with a word changed;
+`prose` goes on with a novel.
 The two engines share one model and run in turns; each pair must give the same tokens, and gives one ratio of seconds.
 """
 
@@ -31,7 +32,7 @@ def tasks(model: Mistral, tokens: int) -> dict[str, Request]:
 
     greedy = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
     prompts = {
-        "copy": chat(f"Repeat this text word for word:\n\n{passage}"),
+        "copy": model.tokenizer.encode(f"{passage}\n\n{' '.join(passage.split()[:30])}", bos=True),
         "edit": chat(f"Repeat this text word for word, but write 'ocean' for 'sea':\n\n{passage}"),
         "prose": model.tokenizer.encode(novel[:1500], bos=True),
     }
