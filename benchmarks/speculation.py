@@ -3,8 +3,8 @@
 
     python benchmarks/speculation.py [--model MODEL] [--pairs 5]
 
-`copy` has a passage and its first sentences again, and goes on with it; `edit` asks for the passage with a word changed;
-`prose` goes on with a novel.
+`copy` has a passage and its first sentences again, and goes on with it; `edit` asks for the passage with a word
+changed; `prose` goes on with a novel.
 The two engines share one model and run in turns; each pair must give the same tokens, and gives one ratio of seconds.
 """
 
@@ -76,9 +76,8 @@ def main() -> None:
         pairs = compare(make, request, args.pairs)
         ratios = sorted(without / with_guesses for with_guesses, without in pairs)
         speeds = [args.tokens / median(column) for column in zip(*pairs, strict=True)]
-        print(
-            f"| {name} | {speeds[0]:.1f} | {speeds[1]:.1f} | {median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
-        )
+        ratio = f"{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        print(f"| {name} | {speeds[0]:.1f} | {speeds[1]:.1f} | {ratio} |")
 
 
 if __name__ == "__main__":

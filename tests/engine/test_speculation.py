@@ -24,7 +24,9 @@ def run(engine: Engine, requests: list[Request]) -> list[Completion]:
 
 def engine(backend: ToyBackend | Backend, *, speculates: bool, **settings: int) -> Engine:
     """A clock that stands still: guessing never seems to cost anything."""
-    tokenizer = ByteTokenizer() if isinstance(backend, ToyBackend) else None
+    tokenizer = None
+    if isinstance(backend, ToyBackend):
+        backend.same_bits, tokenizer = True, ByteTokenizer()
     return Engine(backend, tokenizer, speculates=speculates, clock=lambda: 0.0, **settings)
 
 
@@ -121,6 +123,13 @@ def test_nobody_guesses_while_a_prompt_is_read():
     assert reading
     for batch in reading:
         assert (batch.slots == batch.slots[0]).sum() == 1  # the one that decodes has its one token
+
+
+def test_a_backend_whose_bits_depend_on_the_batch_is_not_given_guesses():
+    backend = ToyBackend(saying("abababababababababab"))
+    loop = Engine(backend, ByteTokenizer(), clock=lambda: 0.0)
+    run(loop, [Request([BOS], SamplingParams(temperature=0))])
+    assert {len(batch) for batch in backend.batches} == {1}
 
 
 @pytest.mark.parametrize("window", [4, 16, None])

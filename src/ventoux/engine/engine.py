@@ -27,8 +27,8 @@ class Engine:
     One step runs at most `budget` tokens, prompts and answers alike, of at most `max_sequences` requests; the others
     wait. Without a tokenizer ids flow and all text is "". Not for several threads at once.
 
-    Where the text repeats what it holds already, several tokens are guessed and checked in one pass, while that is faster
-    and on backends where it changes nothing.
+    Where the text repeats what it holds already, several tokens are guessed and checked in one pass, while that is
+    faster, and on backends where it changes nothing.
     """
 
     def __init__(
