@@ -108,10 +108,11 @@ class Cache(Protocol):
         """Bytes that the allocated sequences hold."""
         ...
 
-    def allocate(self, length: int) -> int:
+    def allocate(self, length: int, lookahead: int = 0) -> int:
         """Make room for at most `length` positions of a new sequence -> its slot.
 
-        A layer with window W keeps min(W, length) of them.
+        A layer with window W keeps min(W + lookahead, length) of them: a segment may begin up to `lookahead` positions
+        before the end of the last one, and takes back what stood there (speculation).
         """
         ...
 
@@ -128,6 +129,12 @@ class Backend(Protocol):
 
     @property
     def description(self) -> Description: ...
+
+    @property
+    def same_bits(self) -> bool:
+        """Whether logits do not depend, to the last bit, on what else is in the batch, or on how a text was cut into
+        batches. Guesses are checked only then: checked together, they must say what they would say one by one."""
+        ...
 
     def new_cache(self) -> Cache: ...
 

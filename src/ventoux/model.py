@@ -44,6 +44,7 @@ class Mistral:
         template: str | None = None,
         chat_format: str | None = None,
         checkpoint: Checkpoint | None = None,
+        speculation: bool = True,
     ) -> None:
         if chat_format is not None and chat_format not in VERSIONS:
             raise ChatError(f"chat_format must be one of {', '.join(VERSIONS)}, found {chat_format!r}")
@@ -52,7 +53,7 @@ class Mistral:
         self._tokenizer = tokenizer
         self._template = template
         self._wanted_format = chat_format
-        self._engine = Engine(backend, tokenizer, budget=_CHUNK)
+        self._engine = Engine(backend, tokenizer, budget=_CHUNK, speculates=speculation)
         self._lock = threading.Lock()  # around the engine and the mailboxes
         self._mailboxes: dict[int, deque[tuple[int, Event]]] = {}
         self._abandoned: list[int] = []  # requests whose reader has gone
@@ -258,6 +259,7 @@ def load(
     threads: int | None = None,
     compute: Literal["auto", "int16", "f32"] = "auto",
     chat_format: str | None = None,
+    speculation: bool = True,
 ) -> Mistral:
     """A model from a folder (raw or Hugging Face), a .gguf file, an alias or a hub id; None is the default model.
 
@@ -268,6 +270,7 @@ def load(
     threads      of the kernels, or of torch in the whole process; None is one for each physical core, or torch's choice
     compute      the kernels': "f32" for float32 activations, "int16" for quantized ones; "auto" suits the checkpoint
     chat_format  "v1", "v2", "v3", "v7", or "template"; None is what the checkpoint wants
+    speculation  guess what the text repeats, and check several tokens at once where that is faster: the same text
 
     Raises RequestError, MissingExtraError, CheckpointError, ConfigError, TokenizerError, ChatError, DownloadError or
     OutOfMemoryError, which say what was found and what to do. A checkpoint without a tokenizer loads: ids and logits
@@ -301,6 +304,7 @@ def load(
         template=template,
         chat_format=chat_format,
         checkpoint=found,
+        speculation=speculation,
     )
 
 

@@ -59,6 +59,9 @@ def model_flags() -> ArgumentParser:
         help="cpu: int16 rounds activations to 16 bits, f32 does not; auto is what suits the checkpoint (default)",
     )
     group.add_argument(
+        "--no-speculation", action="store_true", help="one token at a time, also where the text repeats itself"
+    )
+    group.add_argument(
         "--backend",
         choices=["cpu", "pytorch"],
         default="cpu",
@@ -87,6 +90,7 @@ def load(args: Namespace, *, name: str | None = None) -> "Mistral":
             threads=args.threads,
             compute=args.compute,
             chat_format=getattr(args, "chat_format", None),
+            speculation=not args.no_speculation,
         )
     except RequestError as error:  # what is wrong with a file has errors of its own
         raise wrong_flag(error, ("threads", "compute", "device", "dtype")) from error

@@ -68,6 +68,8 @@ class Backend:
         self._inverse_frequencies = inverse_frequencies(config)
         self._scratch: dict[str, Float32] = {}
 
+    same_bits = True
+
     @property
     def threads(self) -> int:
         return self._pool.threads

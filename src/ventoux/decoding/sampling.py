@@ -17,6 +17,8 @@ from ventoux.errors import GenerationError
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 
+_BLOCK = 256  # weights that are summed as one before it is known which of them is drawn
+_WORTH_SORTING = 2048  # weights
 _TINY = float(np.finfo(np.float32).tiny)  # a temperature below it would be 0 in float32
 
 
@@ -92,46 +94,71 @@ def _adjust(logits: Float32, params: SamplingParams, history: History) -> Float3
     return scores
 
 
-def candidates(scores: Float32, params: SamplingParams) -> tuple[Int64, Float32]:
-    """What temperature, top_k, top_p and min_p leave of scores [V]: ids [C] ascending and their weights [C].
+def candidates(scores: Float32, params: SamplingParams) -> tuple[Int64 | None, Float32]:
+    """What temperature, top_k, top_p and min_p leave of scores [V]: ids [C] ascending, None for all, and weights [C].
 
     A weight is a probability up to a common factor: 1 for the likeliest token, 0 for a forbidden one.
     """
+    ids = None
+    highest = scores.max()
     if 0 < params.top_k < len(scores):
         kth = np.partition(scores, -params.top_k)[-params.top_k]
         ids = np.flatnonzero(scores >= kth)
-    else:
-        ids = np.arange(len(scores))
+        scores = scores[ids]
     with np.errstate(over="ignore", under="ignore"):  # a small temperature sends the rest to -inf, and to weight 0
-        weights = np.exp((scores[ids] - scores.max()) / max(params.temperature, _TINY))
-    if params.top_p < 1:
-        keep = weights >= _nucleus_floor(weights, params.top_p)
-        ids, weights = ids[keep], weights[keep]
-    if params.min_p > 0:
-        keep = weights >= params.min_p
-        ids, weights = ids[keep], weights[keep]
+        weights = np.exp((scores - highest) / max(params.temperature, _TINY))
+    floor = _nucleus_floor(weights, params.top_p) if params.top_p < 1 else 0.0
+    floor = max(floor, params.min_p)
+    if floor > 0:
+        kept = np.flatnonzero(weights >= floor)
+        ids, weights = kept if ids is None else ids[kept], weights[kept]
     return ids, weights
 
 
 def _nucleus_floor(weights: Float32, top_p: float) -> float:
     """The smallest weight in the smallest set of largest weights [C] that holds `top_p` of the whole.
 
-    All weights below (1 - top_p) / C of the whole hold less than 1 - top_p together, so they are outside: a
-    peaked distribution over 32k tokens is sorted as a few hundred.
+    All weights below (1 - top_p) / C of the whole hold less than 1 - top_p together, so they are outside. What is left
+    of a flat distribution is halved, by which half the floor is in, until it is worth sorting.
     """
     total = weights.sum(dtype=np.float64)
-    large = weights[weights >= total * (1 - top_p) / len(weights)]
-    descending = -np.sort(-large)
-    mass = np.cumsum(descending, dtype=np.float64)
-    last = np.searchsorted(mass, top_p * total)  # the first whose running sum reaches top_p
+    goal, above = top_p * total, 0.0  # above: the mass of weights that are inside for certain
+    pool = weights[np.flatnonzero(weights >= total * (1 - top_p) / len(weights))]  # faster than a mask of random bits
+    while len(pool) > _WORTH_SORTING:
+        pivot = np.sort(pool[:: len(pool) // 64])[32]
+        inside = pool >= pivot
+        upper = pool[np.flatnonzero(inside)]
+        mass = upper.sum(dtype=np.float64)
+        if above + mass < goal:
+            above, pool = above + mass, pool[np.flatnonzero(~inside)]
+        elif len(upper) < len(pool):
+            pool = upper
+        else:  # the pivot is the smallest weight that is left, and there are many of it
+            break
+    descending = -np.sort(-pool)
+    mass = above + np.cumsum(descending, dtype=np.float64)
+    last = np.searchsorted(mass, goal)  # the first whose running sum reaches top_p
     return float(descending[min(last, len(descending) - 1)])
 
 
 def _draw(scores: Float32, params: SamplingParams, rng: np.random.Generator) -> int:
     ids, weights = candidates(scores, params)
-    mass = np.cumsum(weights, dtype=np.float64)
-    # a draw is below 1, and "right" skips tokens that add nothing to the running sum: weight 0 is never chosen
-    return int(ids[np.searchsorted(mass, rng.random() * mass[-1], side="right")])
+    at = _weighted(weights, rng.random())
+    return at if ids is None else int(ids[at])
+
+
+def _weighted(weights: Float32, draw: float) -> int:
+    """The index where the running sum of weights [C] passes `draw` of the whole: blocks are summed first, then one."""
+    blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
+    ends = np.cumsum(blocks)
+    goal = draw * ends[-1]
+    # a draw is below 1, and "right" skips what adds nothing to the running sum: weight 0 is never chosen
+    block = min(int(np.searchsorted(ends, goal, side="right")), int(np.flatnonzero(blocks)[-1]))
+    begin = block * _BLOCK
+    part = weights[begin : begin + _BLOCK]
+    mass = np.cumsum(part, dtype=np.float64)
+    goal -= ends[block] - blocks[block]
+    return begin + min(int(np.searchsorted(mass, goal, side="right")), int(np.flatnonzero(part)[-1]))
 
 
 def _with_logprobs(token_id: int, logits: Float32, k: int) -> Sampled:

@@ -1,10 +1,13 @@
 """The one decode loop: `Engine.step()` is schedule, forward, sample, emit, over whatever requests are alive."""
 
+from collections.abc import Callable, Mapping
 from itertools import count
+from time import perf_counter
 
 import numpy as np
 
 from ventoux.batch import Backend, Batch, Float32, Segment
+from ventoux.decoding import MAX_DRAFT, Ledger
 from ventoux.engine.generation import Generation
 from ventoux.engine.request import Event, Finished, Reason, Request, check_ids, check_prompt
 from ventoux.engine.scheduler import Chunk, Progress, schedule
@@ -23,10 +26,20 @@ class Engine:
 
     One step runs at most `budget` tokens, prompts and answers alike, of at most `max_sequences` requests; the others
     wait. Without a tokenizer ids flow and all text is "". Not for several threads at once.
+
+    Where the text repeats what it holds already, several tokens are guessed and checked in one pass, while that is
+    faster, and on backends where it changes nothing.
     """
 
     def __init__(
-        self, backend: Backend, tokenizer: Tokenizer | None = None, *, budget: int = 512, max_sequences: int = 32
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer | None = None,
+        *,
+        budget: int = 512,
+        max_sequences: int = 32,
+        speculates: bool = True,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         if budget < 1 or max_sequences < 1:
             raise RequestError(f"budget and max_sequences must be at least 1, found {budget} and {max_sequences}")
@@ -35,6 +48,9 @@ class Engine:
         self._budget = budget
         self._max_sequences = max_sequences
         self._cache = backend.new_cache()
+        self._lookahead = MAX_DRAFT if speculates and backend.same_bits else 0
+        self._ledger = Ledger()
+        self._clock = clock
         self._eos_ids = {*backend.config.eos_ids, *(tokenizer.end_ids if tokenizer else ())}
         self._keys = count()
         self._waiting: dict[int, Generation] = {}
@@ -55,7 +71,9 @@ class Engine:
         """Queue a request -> the key under which its events come. Raises as `check` does, before anything is queued."""
         limit = self.check(request)
         key = next(self._keys)
-        self._waiting[key] = Generation(request, limit=limit, eos_ids=self._eos_ids, tokenizer=self._tokenizer)
+        self._waiting[key] = Generation(
+            request, limit=limit, eos_ids=self._eos_ids, tokenizer=self._tokenizer, guesses=self._lookahead > 0
+        )
         return key
 
     def check(self, request: Request) -> int:
@@ -91,34 +109,42 @@ class Engine:
         What goes wrong with one request ends that request with Finished("error"), not the others.
         """
         chunks, segments = [], []
-        for chunk in self._plan():
+        drafts = self._drafts()
+        for chunk in self._plan(drafts):
             try:
-                segments.append(self._segment(chunk))
+                segments.append(self._segment(chunk, drafts.get(chunk.key, [])))
                 chunks.append(chunk)
             except MemoryError as error:
                 self._end(chunk.key, "error", self._no_room(chunk.key, error))
         if chunks:
-            self._forward(chunks, Batch.pack(segments))
+            self._forward(chunks, Batch.pack(segments), drafts)
         events, self._events = self._events, []
         return events
 
-    def _plan(self) -> list[Chunk]:
+    def _drafts(self) -> dict[int, list[int]]:
+        """What running requests guess to come next, while guessing pays and nobody waits for a prompt to be read."""
+        decoding = all(len(each.ids) - each.done == 1 for each in self._running.values())
+        if not self._lookahead or self._waiting or not decoding or not self._ledger.allows(len(self._running)):
+            return {}
+        return {key: draft for key, each in self._running.items() if (draft := each.draft())}
+
+    def _plan(self, drafts: Mapping[int, list[int]]) -> list[Chunk]:
         waiting, running = (
-            [Progress(key, each.done, len(each.ids)) for key, each in generations.items()]
+            [Progress(key, each.done, len(each.ids), len(drafts.get(key, ()))) for key, each in generations.items()]
             for generations in (self._waiting, self._running)
         )
         return schedule(waiting, running, budget=self._budget, max_sequences=self._max_sequences)
 
-    def _segment(self, chunk: Chunk) -> Segment:
-        """The ids to run; a request that was waiting gets its place in the cache."""
+    def _segment(self, chunk: Chunk, draft: list[int]) -> Segment:
+        """The ids to run, and guesses behind them; a request that was waiting gets its place in the cache."""
         if chunk.key in self._waiting:
             generation = self._waiting[chunk.key]
-            generation.start(self._cache.allocate(generation.length))
+            generation.start(self._cache.allocate(generation.length, self._lookahead))
             self._running[chunk.key] = self._waiting.pop(chunk.key)
         generation = self._running[chunk.key]
         assert generation.slot is not None
-        ids = generation.ids[chunk.start : chunk.start + chunk.count]
-        return Segment(generation.slot, chunk.start, ids, logits=int(chunk.last))
+        ids = generation.ids[chunk.start : chunk.start + chunk.count] + draft[: chunk.draft]
+        return Segment(generation.slot, chunk.start, ids, logits=1 + chunk.draft if chunk.last else 0)
 
     def _no_room(self, key: int, cause: MemoryError) -> OutOfMemoryError:
         length, window = self._waiting[key].length, self._backend.config.window
@@ -129,9 +155,10 @@ class Engine:
         error.__cause__ = cause
         return error
 
-    def _forward(self, chunks: list[Chunk], batch: Batch) -> None:
+    def _forward(self, chunks: list[Chunk], batch: Batch, drafts: Mapping[int, list[int]]) -> None:
+        begun = self._clock()
         try:
-            logits = self._backend.forward(batch, self._cache)  # [chunks that are their request's last, vocab]
+            logits = self._backend.forward(batch, self._cache)  # [1 + guesses of chunks that are their last, vocab]
         except Exception as error:
             for chunk in chunks:
                 self._end(chunk.key, "error", error)
@@ -140,23 +167,42 @@ class Engine:
             for chunk in chunks:
                 self._end(chunk.key, "cancelled")
             raise
-        rows = iter(logits)
+        seconds = self._clock() - begun
+        row = right = 0
         for chunk in chunks:
             self._running[chunk.key].done += chunk.count
             if chunk.last:
-                self._accept(chunk.key, next(rows))
+                draft = drafts.get(chunk.key, [])[: chunk.draft]
+                right += self._accept(chunk.key, logits[row : row + 1 + len(draft)], draft)
+                row += 1 + len(draft)
+        if row > len(chunks):
+            self._ledger.checked(len(chunks), seconds, right)
+        elif row == len(chunks) == len(batch):
+            self._ledger.plain(len(chunks), seconds)
 
-    def _accept(self, key: int, logits: Float32) -> None:
-        """Choose a request's next token from logits [vocab]."""
-        try:
-            check_logits(logits, self._backend)
-            events = self._running[key].accept(logits)
-        except Exception as error:
-            self._end(key, "error", error)
-            return
-        self._events += [(key, event) for event in events]
-        if isinstance(events[-1], Finished):
-            self._release(key)
+    def _accept(self, key: int, logits: Float32, draft: list[int]) -> int:
+        """Choose a request's next tokens from logits [1 + len(draft), vocab], until one is not what the draft said.
+
+        Row i is what the model says after the first i guesses, and one token is drawn from each in turn: the text is
+        what it would be without a draft. -> how many guesses were right; their keys and values stay.
+        """
+        generation = self._running[key]
+        for right, row in enumerate(logits):
+            try:
+                check_logits(row, self._backend)
+                events = generation.accept(row)
+            except Exception as error:
+                self._end(key, "error", error)
+                return right
+            self._events += [(key, event) for event in events]
+            if isinstance(events[-1], Finished):
+                self._release(key)
+                return right
+            if right == len(draft) or generation.ids[-1] != draft[right]:
+                break
+        generation.done += right
+        generation.tell(len(draft), right)
+        return right
 
     def _end(self, key: int, reason: Reason, error: Exception | None = None) -> None:
         self._events.append((key, self._release(key).finish(reason, error)))

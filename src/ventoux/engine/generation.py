@@ -6,7 +6,7 @@ from time import perf_counter
 import numpy as np
 
 from ventoux.batch import Float32
-from ventoux.decoding import History, StopStrings, sample
+from ventoux.decoding import History, PromptLookup, StopStrings, sample
 from ventoux.engine.request import Event, Finished, Reason, Request, Timings, Token, Usage
 from ventoux.tokenizer.base import Tokenizer
 
@@ -19,7 +19,13 @@ class Generation:
     """
 
     def __init__(
-        self, request: Request, *, limit: int, eos_ids: Collection[int], tokenizer: Tokenizer | None = None
+        self,
+        request: Request,
+        *,
+        limit: int,
+        eos_ids: Collection[int],
+        tokenizer: Tokenizer | None = None,
+        guesses: bool = False,
     ) -> None:
         params = request.params
         self.ids = [int(i) for i in request.prompt]
@@ -31,6 +37,7 @@ class Generation:
         self._ends = {*params.stop_ids, *(() if params.ignore_eos else eos_ids)}
         self._rng = np.random.Generator(np.random.PCG64(params.seed))
         self._history = History(self.ids)
+        self._lookup = PromptLookup(self.ids) if guesses else None
         self._stream = tokenizer.stream(after=self.ids if request.continues else ()) if tokenizer else None
         self._stops = StopStrings(params.stop)
         self._added_at = perf_counter()
@@ -41,6 +48,15 @@ class Generation:
         """Leave the queue, with a place in the cache."""
         self.slot = slot
         self._started_at = perf_counter()
+
+    def draft(self) -> list[int]:
+        """Guesses of what comes after ids, as many as could still be part of the answer."""
+        return self._lookup.draft(self.length - len(self.ids) - 1) if self._lookup else []
+
+    def tell(self, drafted: int, right: int) -> None:
+        """How many of the guesses that were checked were right."""
+        if self._lookup:
+            self._lookup.tell(drafted, right)
 
     def accept(self, logits: Float32) -> list[Event]:
         """Choose the next token from logits [vocab]: its events, the last of which may be Finished.
@@ -53,6 +69,8 @@ class Generation:
             return [self.finish("stop")]
         self.ids.append(sampled.id)
         self._history.add(sampled.id)
+        if self._lookup:
+            self._lookup.add(sampled.id)
         text = self._stops.push(self._stream.push(sampled.id)) if self._stream else ""
         token = Token(sampled.id, text, sampled.logprob, sampled.top)
         if self._stops.stopped:

@@ -68,6 +68,8 @@ class Backend:
         # the modules know one window, the rings one for each layer: it is the rings that count here
         self._model = build(config.with_window(config.window), tensors, dtype=self.dtype, device=self.device)
 
+    same_bits = False  # matrix products of one row and of several are summed in other orders
+
     @property
     def description(self) -> Description:
         cpu = self.device.type == "cpu"

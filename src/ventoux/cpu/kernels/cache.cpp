@@ -12,10 +12,16 @@ namespace ventoux {
 Cache::Cache(int kv_heads, int head_dim, std::vector<int> windows, bool half)
     : shape_{0, kv_heads, head_dim, 0, half}, windows_(std::move(windows)) {}
 
-int Cache::allocate(int length) {
+int Cache::capacity(const Sequence& sequence, size_t layer) const {
+  return int(std::min(int64_t(windows_.at(layer)) + sequence.lookahead, int64_t(sequence.length)));
+}
+
+int Cache::allocate(int length, int lookahead) {
   Sequence sequence;
   sequence.length = length;
-  for (int window : windows_) sequence.bytes += 2 * head_bytes(shape_, std::min(window, length)) * size_t(shape_.kv_heads);
+  sequence.lookahead = lookahead;
+  for (size_t l = 0; l < windows_.size(); l++)
+    sequence.bytes += 2 * head_bytes(shape_, capacity(sequence, l)) * size_t(shape_.kv_heads);
   sequence.memory.reset(static_cast<uint8_t*>(std::calloc(sequence.bytes + 64, 1)), std::free);
   if (!sequence.memory) throw std::bad_alloc();
   bytes_ += sequence.bytes;
@@ -41,10 +47,10 @@ Ring Cache::ring(int slot, int layer) const {
   if (slot < 0 || size_t(slot) >= sequences_.size() || !sequences_[size_t(slot)].memory)
     throw std::out_of_range("cache slot " + std::to_string(slot) + " is not allocated");
   const Sequence& sequence = sequences_[size_t(slot)];
-  const int capacity = std::min(window(layer), sequence.length);  // first: it checks `layer`
+  const int slots = capacity(sequence, size_t(layer));  // first: it checks `layer`
   uint8_t* at = sequence.memory.get();
-  for (int l = 0; l < layer; l++) at += 2 * head_bytes(shape_, std::min(windows_[size_t(l)], sequence.length)) * size_t(shape_.kv_heads);
-  return {at, at + head_bytes(shape_, capacity) * size_t(shape_.kv_heads), capacity};
+  for (int l = 0; l < layer; l++) at += 2 * head_bytes(shape_, capacity(sequence, size_t(l))) * size_t(shape_.kv_heads);
+  return {at, at + head_bytes(shape_, slots) * size_t(shape_.kv_heads), slots};
 }
 
 void Cache::append(const Span& span, int kv_head, const uint8_t* keys, const uint8_t* values) const {

@@ -1,6 +1,10 @@
 // Keys and values of many sequences. A layer with window W keeps min(W, length) positions of a sequence: position p lies in
 // slot p mod capacity. W=4: position 6 overwrites slot 2, which held position 2, which no later query sees.
 //
+// With a lookahead of n it keeps n positions more, so that the last n can be taken back: the next chunk begins where the
+// text goes on, and the keys that it sees have not been overwritten. W=4, lookahead 2, positions to 9: the ring holds
+// 4..9, and a chunk at 8 sees 5..7 and itself.
+//
 // Of one head in one layer: keys in panels of 16 slots, [panel][head_dim][16], so that one load has a component of 16 keys
 // and no score needs a sum across lanes; values as rows, [slot][head_dim]. Capacities and head_dim are rounded up
 // to 16 for that.
@@ -19,7 +23,7 @@ class Cache {
   Cache(int kv_heads, int head_dim, std::vector<int> windows, bool half);
   Cache(const Cache&) = delete;
   Cache& operator=(const Cache&) = delete;
-  int allocate(int length);  // -> slot; throws std::bad_alloc
+  int allocate(int length, int lookahead);  // -> slot; throws std::bad_alloc
   void free(int slot);       // throws std::out_of_range
   size_t nbytes() const { return bytes_; }
   int sequences() const;
@@ -38,8 +42,9 @@ class Cache {
   struct Sequence {
     std::shared_ptr<uint8_t> memory;  // zero pages until they are written: a long context costs what it uses
     size_t bytes = 0;
-    int length = 0;
+    int length = 0, lookahead = 0;
   };
+  int capacity(const Sequence& sequence, size_t layer) const;
   AttentionShape shape_;
   std::vector<int> windows_;
   std::vector<Sequence> sequences_;

@@ -147,12 +147,14 @@ NB_MODULE(_kernels, m) {
           "kv_heads"_a, "head_dim"_a, "windows"_a, "half"_a)
       .def(
           "allocate",
-          [](Cache& c, int length) {
+          [](Cache& c, int length, int lookahead) {
             require(length > 0, "a sequence needs at least one position");
             require(length <= INT_MAX - 2 * kPanel, "a sequence is longer than positions can count");
-            return c.allocate(length);
+            require(lookahead >= 0, "a lookahead cannot be negative");
+            return c.allocate(length, lookahead);
           },
-          "length"_a, "Make room for a sequence of at most `length` positions -> slot.")
+          "length"_a, "lookahead"_a = 0,
+          "Make room for a sequence of at most `length` positions, of which the last `lookahead` can be taken back -> slot.")
       .def("free", &Cache::free, "slot"_a, "Give a sequence's memory back.")
       .def_prop_ro("nbytes", &Cache::nbytes, "Bytes that the allocated sequences hold.")
       .def_prop_ro("sequences", &Cache::sequences, "Sequences that are allocated.");

@@ -1,0 +1,101 @@
+"""Guessing the next tokens from what the text holds already: what an answer copies, it copies in runs.
+
+Guesses cost a little and change nothing: the engine checks them all in one pass over the weights, and keeps those that
+are what the model would have chosen. https://github.com/apoorvumang/prompt-lookup-decoding
+"""
+
+from collections.abc import Iterable
+
+MAX_DRAFT = 15  # guesses at once; with the token before them 16 rows, which the kernels take in one tile
+_LENGTHS = (4, 3, 2)  # tokens that must have stood together before, the longest first
+_REST = 32  # tokens without a guess at most, after guesses that were wrong
+
+
+class PromptLookup:
+    """The ids of one sequence, and where each run of 2 to 4 of them stood last.
+
+    ids a b c d a b: the run a b stood before, and c d a b followed it: that is the guess.
+    """
+
+    def __init__(self, ids: Iterable[int] = ()) -> None:
+        self._ids: list[int] = []
+        self._next: dict[tuple[int, ...], int] = {}  # a run of ids -> where the id after it stands
+        self._width = 4  # guesses to make: as many as have been right lately
+        self._wrong = 0  # drafts in a row of which nothing was right
+        self._rest = 0
+        for token_id in ids:
+            self.add(token_id)
+
+    def add(self, token_id: int) -> None:
+        """One more id at the end."""
+        end = len(self._ids)
+        for n in _LENGTHS:
+            if n <= end:
+                self._next[tuple(self._ids[end - n :])] = end
+        self._ids.append(token_id)
+        self._rest = max(0, self._rest - 1)
+
+    def draft(self, limit: int) -> list[int]:
+        """What followed the longest run that the sequence ends in, where it stood last: up to `limit` guesses.
+
+        A run that reaches to the end repeats itself: a b a b is guessed to go on a b a b ...
+        """
+        end = len(self._ids)
+        wanted = min(limit, self._width)
+        if self._rest or wanted < 1:
+            return []
+        for n in _LENGTHS:
+            at = self._next.get(tuple(self._ids[end - n :])) if n <= end else None
+            if at is not None:
+                return [self._ids[at + i % (end - at)] for i in range(wanted)]
+        return []
+
+    def tell(self, drafted: int, right: int) -> None:
+        """How many of the guesses were right: more of them next time, fewer, or none for a while."""
+        if not drafted:
+            return
+        if right == drafted:
+            self._width = min(MAX_DRAFT, 2 * self._width)
+        else:
+            self._width = max(2, right + 1)
+        self._wrong = 0 if right else self._wrong + 1
+        self._rest = min(_REST, 2**self._wrong - 1)
+
+
+class Ledger:
+    """Whether guessing pays on this machine, for this model: what it has cost and saved, in seconds of decoding.
+
+    A step that checks guesses is compared with recent ones without; what it took longer is its cost, and a right guess
+    saves the step that it stands for. While the balance is below -`share` of all decoding's time, nothing is guessed;
+    so guessing costs no more than that and one step with guesses, whatever the text.
+    """
+
+    def __init__(self, share: float = 0.03) -> None:
+        self._share = share
+        self._plain: dict[int, float] = {}  # streams in a step -> seconds of one, smoothed
+        self._since_plain = 0
+        self._balance = 0.0
+        self._total = 0.0
+
+    def allows(self, streams: int) -> bool:
+        """Whether a step of so many sequences may check guesses."""
+        return (
+            streams in self._plain
+            and self._since_plain < 64  # the machine's speed drifts, and so does the length of the context
+            and self._balance >= -self._share * self._total
+        )
+
+    def plain(self, streams: int, seconds: float) -> None:
+        """A step without guesses: one token for each of the sequences."""
+        known = self._plain.get(streams, seconds)
+        self._plain[streams] = known + 0.25 * (seconds - known)
+        self._since_plain = 0
+        self._total += seconds
+
+    def checked(self, streams: int, seconds: float, right: int) -> None:
+        """A step with guesses, of which `right` were right in all."""
+        step = self._plain[streams]
+        self._balance += step * right / streams - max(0.0, seconds - step)
+        self._balance = min(self._balance, 0.25 * self._total)  # what was saved long ago does not pay for ever
+        self._since_plain += 1
+        self._total += seconds
