@@ -79,8 +79,8 @@ class RollingLayer(CacheLayerMixin):
                 ring[:, :, :wrapped] = new[:, :, n - wrapped :]
 
     def _reserve(self, positions: int) -> None:
-        if self.keys.is_inference() and not torch.is_inference_mode_enabled():  # torch forbids writing to it here
-            self.keys, self.values = self.keys.clone(), self.values.clone()
+        if not torch.compiler.is_compiling() and self.keys.is_inference() and not torch.is_inference_mode_enabled():
+            self.keys, self.values = self.keys.clone(), self.values.clone()  # torch forbids writing to it here
         capacity = self.keys.shape[2]
         if positions <= capacity:
             return
