@@ -132,9 +132,9 @@ def test_a_backend_whose_bits_depend_on_the_batch_is_not_given_guesses():
     assert {len(batch) for batch in backend.batches} == {1}
 
 
-@pytest.mark.parametrize("window", [4, 16, None])
+@pytest.mark.parametrize("window", [4, 16, 128, None])
 def test_facts_12_speculation_past_the_window_equals_greedy(tmp_path, window):
-    """Real kernels: a ring that forgets, drafts that are taken back, and the same bits."""
+    """Real kernels: drafts that are taken back where the text fits into the window, none where it does not, the same bits."""
     model = tiny.tiny_model(sliding_window=window, vocab_size=8, seed=3)
     found = read(tiny.save_hf(model, tmp_path))
     backend = Backend(found.config, found.tensors, threads=2)

@@ -1,5 +1,6 @@
 """The one decode loop: `Engine.step()` is schedule, forward, sample, emit, over whatever requests are alive."""
 
+import sys
 from collections.abc import Callable, Mapping
 from itertools import count
 from time import perf_counter
@@ -48,7 +49,9 @@ class Engine:
         self._budget = budget
         self._max_sequences = max_sequences
         self._cache = backend.new_cache()
-        self._lookahead = MAX_DRAFT if speculates and backend.same_bits else 0
+        self._speculates = speculates and backend.same_bits
+        # a text that outgrows the narrowest window is not guessed at: the cache keeps W positions, and no more for that
+        self._widest = min((window for window in backend.config.windows if window is not None), default=sys.maxsize)
         self._ledger = Ledger()
         self._clock = clock
         self._eos_ids = {*backend.config.eos_ids, *(tokenizer.end_ids if tokenizer else ())}
@@ -71,8 +74,9 @@ class Engine:
         """Queue a request -> the key under which its events come. Raises as `check` does, before anything is queued."""
         limit = self.check(request)
         key = next(self._keys)
+        guesses = self._speculates and len(request.prompt) + limit <= self._widest
         self._waiting[key] = Generation(
-            request, limit=limit, eos_ids=self._eos_ids, tokenizer=self._tokenizer, guesses=self._lookahead > 0
+            request, limit=limit, eos_ids=self._eos_ids, tokenizer=self._tokenizer, guesses=guesses
         )
         return key
 
@@ -124,7 +128,7 @@ class Engine:
     def _drafts(self) -> dict[int, list[int]]:
         """What running requests guess to come next, while guessing pays and nobody waits for a prompt to be read."""
         decoding = all(len(each.ids) - each.done == 1 for each in self._running.values())
-        if not self._lookahead or self._waiting or not decoding or not self._ledger.allows(len(self._running)):
+        if not self._speculates or self._waiting or not decoding or not self._ledger.allows(len(self._running)):
             return {}
         return {key: draft for key, each in self._running.items() if (draft := each.draft())}
 
@@ -139,7 +143,7 @@ class Engine:
         """The ids to run, and guesses behind them; a request that was waiting gets its place in the cache."""
         if chunk.key in self._waiting:
             generation = self._waiting[chunk.key]
-            generation.start(self._cache.allocate(generation.length, self._lookahead))
+            generation.start(self._cache.allocate(generation.length, MAX_DRAFT if generation.guesses else 0))
             self._running[chunk.key] = self._waiting.pop(chunk.key)
         generation = self._running[chunk.key]
         assert generation.slot is not None

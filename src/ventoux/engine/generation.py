@@ -37,6 +37,7 @@ class Generation:
         self._ends = {*params.stop_ids, *(() if params.ignore_eos else eos_ids)}
         self._rng = np.random.Generator(np.random.PCG64(params.seed))
         self._history = History(self.ids)
+        self.guesses = guesses
         self._lookup = PromptLookup(self.ids) if guesses else None
         self._stream = tokenizer.stream(after=self.ids if request.continues else ()) if tokenizer else None
         self._stops = StopStrings(params.stop)
