@@ -134,7 +134,7 @@ def test_a_backend_whose_bits_depend_on_the_batch_is_not_given_guesses():
 
 @pytest.mark.parametrize("window", [4, 16, 128, None])
 def test_facts_12_speculation_past_the_window_equals_greedy(tmp_path, window):
-    """Real kernels: drafts that are taken back where the text fits into the window, none where it does not, the same bits."""
+    """Real kernels: drafts are taken back where the text fits into the window, and not made where it does not."""
     model = tiny.tiny_model(sliding_window=window, vocab_size=8, seed=3)
     found = read(tiny.save_hf(model, tmp_path))
     backend = Backend(found.config, found.tensors, threads=2)
