@@ -83,7 +83,7 @@ class Description:
     device       "cpu", or an accelerator as its framework names it: "cuda:0"
     isa          the kernels' instruction set, None where the kernels are not ours
     threads      of the CPU, None where something else computes
-    compute      the arithmetic: "int16" or "f32" of our kernels, "fp32", "bf16" or "fp16" of torch's
+    compute      the arithmetic: "mixed", "int16" or "f32" of our kernels, "fp32", "bf16" or "fp16" of torch's
     kv_itemsize  bytes of a number in the cache
     """
 

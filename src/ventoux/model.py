@@ -257,7 +257,7 @@ def load(
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     window: int | Literal["off"] | None = None,
     threads: int | None = None,
-    compute: Literal["auto", "int16", "f32"] = "auto",
+    compute: Literal["auto", "mixed", "int16", "f32"] = "auto",
     chat_format: str | None = None,
     speculation: bool = True,
 ) -> Mistral:
@@ -268,7 +268,8 @@ def load(
     dtype        pytorch's: "fp32", "bf16" or "fp16"; None is fp32 on a CPU and bf16 elsewhere
     window       keys that a query sees, "off" for all of them; None is what the checkpoint says
     threads      of the kernels, or of torch in the whole process; None is one for each physical core, or torch's choice
-    compute      the kernels': "f32" for float32 activations, "int16" for quantized ones; "auto" suits the checkpoint
+    compute      the kernels': activations in 8 bits and in 16 where it matters ("mixed"), in 16 ("int16"), in float32
+                 ("f32"); "auto" suits the checkpoint
     chat_format  "v1", "v2", "v3", "v7", or "template"; None is what the checkpoint wants
     speculation  guess what the text repeats, and check several tokens at once where that is faster: the same text
 
@@ -281,8 +282,8 @@ def load(
 
     if threads is not None and (type(threads) is not int or not 1 <= threads <= _MAX_THREADS):
         raise RequestError(f"threads must be a whole number from 1 to {_MAX_THREADS}, found {threads!r}")
-    if compute not in ("auto", "int16", "f32"):
-        raise RequestError(f"compute must be auto, int16 or f32, found {shown(compute)}")
+    if compute not in ("auto", "mixed", "int16", "f32"):
+        raise RequestError(f"compute must be auto, mixed, int16 or f32, found {shown(compute)}")
     make = _backend(backend, device=device, dtype=dtype, threads=threads, compute=compute)  # before anything is fetched
     found = checkpoint.read(pull.resolve(None if path is None else str(path)))
     config = found.config
@@ -309,7 +310,12 @@ def load(
 
 
 def _backend(
-    name: str, *, device: str | None, dtype: str | None, threads: int | None, compute: Literal["auto", "int16", "f32"]
+    name: str,
+    *,
+    device: str | None,
+    dtype: str | None,
+    threads: int | None,
+    compute: Literal["auto", "mixed", "int16", "f32"],
 ) -> Callable[[ModelConfig, Mapping[str, Tensor]], Backend]:
     """What makes a backend of config and tensors. Raises RequestError for settings that it would have to ignore."""
     if name == "cpu":

@@ -55,6 +55,12 @@ def model(default_model):
 
 
 @pytest.fixture(scope="session")
+def careful(default_model):
+    """Every activation rounded to 16 bits."""
+    return ventoux.load(default_model, compute="int16")
+
+
+@pytest.fixture(scope="session")
 def oracle(stored):
     c = stored.config
     config = LlamaConfig(
@@ -123,16 +129,28 @@ def compared(backend, ids, expected):
     return np.expm1(nats / (len(ids) - 1)), divergence / len(ids), largest
 
 
-def test_perplexity_and_divergence_on_prose(model, prose, expected):
+def test_perplexity_and_divergence_on_prose(careful, prose, expected):
     """The promise is 0.1% and 0.005 nats; the bounds are tighter, to catch a loss that the promise would not.
 
     Found are 1.6e-5 and 5.5e-7 nats. Activations in one row of int8 instead of two would be 0.9% and 0.0035 nats.
     """
-    assert model.backend.compute == "int16"
-    relative, divergence, _ = compared(model.backend, prose, expected)
+    assert careful.backend.compute == "int16"
+    relative, divergence, _ = compared(careful.backend, prose, expected)
     print(f"perplexity {relative:+.2e} of the oracle's, KL {divergence:.2e} nats")
     assert abs(relative) < 2e-4
     assert divergence < 1e-5
+
+
+def test_perplexity_and_divergence_on_prose_as_it_ships(model, prose, expected):
+    """8 bits, and 16 where an activation stands out: the promise for perplexity, and a fiftieth of it for the divergence.
+
+    Found are -2.5e-4 and 3.3e-5 nats; without the 16 bits it would be 2.2e-3 nats.
+    """
+    assert model.backend.compute == "mixed"
+    relative, divergence, _ = compared(model.backend, prose, expected)
+    print(f"perplexity {relative:+.2e} of the oracle's, KL {divergence:.2e} nats")
+    assert abs(relative) < 1e-3
+    assert divergence < 1e-4
 
 
 def test_f32_agrees_in_logits_on_prose(stored, prose, expected):
@@ -142,25 +160,32 @@ def test_f32_agrees_in_logits_on_prose(stored, prose, expected):
     assert largest < 1e-3
 
 
-@pytest.mark.parametrize("compute", ["int16", "f32"])
+@pytest.mark.parametrize("compute", ["mixed", "int16", "f32"])
 def test_every_instruction_set_agrees_on_a_shorter_piece(isa, stored, prose, expected, compute):
     backend = cpu.Backend(stored.config, stored.tensors, compute=compute)
     assert backend.isa == isa
     tokens = 32 if isa == "portable" else 256  # plain C++ is slow
     relative, divergence, largest = compared(backend, prose[:tokens], expected[:tokens])
     print(f"perplexity {relative:+.2e} of the oracle's, KL {divergence:.2e} nats, logits {largest:.1e}")
+    if compute == "mixed":
+        assert abs(relative) < 5e-3  # so few tokens say less
+        assert divergence < 2e-4
+        return
     assert abs(relative) < 1e-3  # few tokens: one that is likelier by a little moves it further than in the long piece
     assert divergence < 1e-5
     assert compute == "int16" or largest < 1e-3
 
 
-def test_greedy_text_is_the_oracles(model, oracle):
+@pytest.mark.parametrize("arithmetic", ["int16", "mixed"])
+def test_greedy_text_is_the_oracles(arithmetic, careful, oracle, request):
     """20 prompts, 64 tokens each, equal; or first departing where the oracle itself can hardly decide.
 
     The oracle reads prompt and answer in one pass. As long as each of our tokens is its likeliest one, this is what it
     would have written by itself; where one is not, this is the first that departs, and what follows is not comparable.
     So it says the same as 64 passes of its own, and takes seconds instead of minutes.
     """
+    model = careful if arithmetic == "int16" else request.getfixturevalue("model")
+    assert model.backend.compute == arithmetic
     prompts = [model.tokenizer.encode(text, bos=True) for text in PROMPTS]
     assert len(prompts) == 20
     answers = model.generate(prompts, temperature=0, max_tokens=NEW, ignore_eos=True)
@@ -181,7 +206,7 @@ def test_greedy_text_is_the_oracles(model, oracle):
     print(*(f"{text!r}: token {step} is {gap:.4f} below the oracle's" for text, step, gap in departures), sep="\n")
     # at least as strict as "its two best logits are closer than 0.25": ours is among those that are so close
     assert all(gap < 0.25 for _, _, gap in departures), departures
-    assert len(departures) <= 2, departures
+    assert len(departures) <= (2 if arithmetic == "int16" else 6), departures
 
 
 def test_the_capital_of_france_is_paris(model):

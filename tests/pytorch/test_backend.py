@@ -335,7 +335,7 @@ def test_fp16_weights_that_do_not_fit_are_refused_at_load(folder, tmp_path):
         ({"backend": "jax"}, "backend must be cpu or pytorch, found 'jax'"),
         ({"device": "cpu"}, "device 'cpu' is for the pytorch backend, and this is the cpu backend"),
         ({"dtype": "bf16"}, "dtype 'bf16' is for the pytorch backend"),
-        ({"compute": "int8"}, "compute must be auto, int16 or f32, found 'int8'"),
+        ({"compute": "int8"}, "compute must be auto, mixed, int16 or f32, found 'int8'"),
         (
             {"backend": "pytorch", "compute": "f32"},
             "compute 'f32' is for the cpu backend; the pytorch backend has dtype",

@@ -54,9 +54,10 @@ def model_flags() -> ArgumentParser:
     group.add_argument("--threads", type=int, metavar="N", help="default: the physical cores")
     group.add_argument(
         "--compute",
-        choices=["auto", "int16", "f32"],
+        choices=["auto", "mixed", "int16", "f32"],
         default="auto",
-        help="cpu: int16 rounds activations to 16 bits, f32 does not; auto is what suits the checkpoint (default)",
+        help="cpu: mixed rounds activations to 8 bits, to 16 where it matters; int16 all to 16; f32 none; auto is what"
+        " suits the checkpoint (default)",
     )
     group.add_argument(
         "--no-speculation", action="store_true", help="one token at a time, also where the text repeats itself"

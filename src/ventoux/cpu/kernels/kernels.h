@@ -25,19 +25,26 @@ constexpr int activation_group(Format f) { return f <= Format::BF16 ? 0 : f == F
 // Activations [tokens, columns] regrouped for a kernel: tiles of a few tokens in which neighbouring tokens are neighbouring
 // scalars, so that a broadcast load follows the last one. Plain rows 4,096 bytes apart would share their L1 sets.
 //   float:     x      [tile][column][token of the tile]
-//   quantized: quads  [tile][group][column / 4][token of the tile][high, low], four int8 in an int32
-//              scale  [tile][group][token of the tile]
+//   quantized: low    [tile][group][column / 4][token of the tile], four int8 in an int32
+//              high   the same; zeros, not to be read, where the tile's group is not wide
+//              scale  [tile][group][token of the tile]: an activation is (low + 256 high) * scale
 //              sum    [tile][group][token of the tile], the group's sum: what a weight's minimum is multiplied with
+//              wide   [tile][group], at the group's first token: whether any token of the tile has a high part
 // A tile that starts at token t starts at offset t * (a token's length) in each array.
 //
-// A quantized activation has 16 bits: x = (256 high + low) * scale, both int8, whose products are added as integers.
-// One int8 is not enough: on the default model it costs 0.5% of perplexity, and Paris (docs/performance.md).
+// A group of a token is rounded to 8 bits, or to 16 when its largest activation stands out of the row: such groups make
+// nearly all of the error that 8 bits would (https://arxiv.org/abs/2208.07339 found so too; docs/performance.md has
+// figures). Which of them, the row alone decides. Both parts are multiplied as int8 and added as integers.
 struct Activations {
   int tokens, columns, group;
   float* x;
-  int32_t* quads;
+  int32_t *low, *high;
   float *scale, *sum;
+  uint8_t* wide;
 };
+
+// How activations are rounded before they are multiplied with blocks: not at all; to 16 bits; to 8 where that is enough.
+enum class Rounding : int { None, Int16, Mixed };
 
 // Keys and values of one sequence in one layer; cache.h describes the layout.
 struct Ring {
@@ -67,7 +74,7 @@ static inline size_t head_bytes(const AttentionShape& s, int slots) {
 struct Kernels {
   const char* name;
   // Regroups tokens [first, last) of x into `to`; `first` is a multiple of the widest tile.
-  void (*regroup)(const float* x, const Activations& to, int first, int last);
+  void (*regroup)(const float* x, const Activations& to, Rounding rounding, int first, int last);
   // y[:, 16 * panel ...] (+)= x . w for panels [panel0, panel1); y has w.rows columns. `scratch`: kScratchBytes.
   void (*linear)(const Matrix& w, const Activations& x, float* y, bool add, int panel0, int panel1, uint8_t* scratch);
   // y = x / rms(x) * weight for one row.
@@ -82,9 +89,8 @@ struct Kernels {
                  const uint8_t* chunk_keys, const uint8_t* chunk_values, float* out, float* scores);
 };
 
-constexpr int kTerms = 2;                    // int8 for a quantized activation: high and low
 constexpr int kWidestTile = 12;              // tokens; regrouping splits its work at multiples of it
-constexpr size_t kScratchBytes = 64 * 1024;  // for a thread: unpacked weights, in L1 and L2
+constexpr size_t kScratchBytes = 96 * 1024;  // for a thread: unpacked weights in L1, sums in L2
 
 extern const Kernels kPortable;
 #ifdef VENTOUX_X86

@@ -10,9 +10,10 @@
 namespace ventoux {
 namespace {
 
-constexpr int kStripLines = 256;  // 16 KiB of unpacked bytes: leaves half of L1 to a tile of activations
+constexpr int kStripLines = 256;    // 16 KiB of unpacked bytes: leaves half of L1 to a tile of activations
 constexpr int kStripColumns = 256;  // 16 KiB of unpacked floats
-constexpr int kTokenBlock = 20 * kWidestTile;  // tokens whose partial sums (16 floats each) wait between strips
+// A strip's columns of a block of tokens stay in L2 while these panels pass; sums of 16 floats wait between strips.
+constexpr int kTokenBlock = 10 * kWidestTile, kPanelBlock = 8;
 
 struct Strip {
   alignas(64) uint8_t bytes[kStripLines * 64];
@@ -23,7 +24,7 @@ struct Scratch {
     Strip strip;
     alignas(64) float columns[kStripColumns * kPanel];
   };
-  alignas(64) float partial[kTokenBlock * kPanel];
+  alignas(64) float partial[kPanelBlock][kTokenBlock * kPanel];
 };
 static_assert(sizeof(Scratch) <= kScratchBytes, "kScratchBytes is too small");
 
@@ -40,8 +41,23 @@ inline void finish(float* y, int lanes, bool add_to, Floats sum) {
 
 // --- quantized activations ---
 
-inline Floats add_group(Floats sum, Floats dot, Floats scale, Floats min, float x_scale, float x_sum) {
-  return fnma(min, splat(x_sum), fma(dot, mul(scale, splat(x_scale)), sum));
+inline Floats add_group(Floats sum, Ints dot, Floats scale, Floats min, float x_scale, float x_sum) {
+  return fnma(min, splat(x_sum), fma(to_floats(dot), mul(scale, splat(x_scale)), sum));
+}
+
+template <Format f>
+inline Ints dot_of_group(const uint8_t* quants, const int32_t* quads) {
+  constexpr Layout l = layout(f);
+  constexpr int fits = Dot<l.bits>::kFits < l.lines() ? Dot<l.bits>::kFits : l.lines();
+  Ints sum = zero_ints();
+#pragma GCC unroll 8
+  for (int j = 0; j < l.lines(); j += fits) {
+    Dot<l.bits> dot = Dot<l.bits>::zero();
+#pragma GCC unroll 8
+    for (int i = j; i < j + fits; i++) dot.add(line_at<f>(quants, i), quads[i]);
+    sum = dot.add_to(sum);
+  }
+  return sum;
 }
 
 template <Format f>
@@ -52,15 +68,10 @@ inline void quantized_token(const Matrix& w, const Activations& x, float* y, boo
   Floats sum = splat(0);
   for (int g = 0; g < groups; g++) {
     const Group group = group_at<f>(data, g);
-    const int32_t* quads = x.quads + size_t(g) * l.lines() * kTerms;
-    Dot<l.bits> high = Dot<l.bits>::zero(), low = Dot<l.bits>::zero();
-#pragma GCC unroll 8
-    for (int j = 0; j < l.lines(); j++) {
-      const Bytes line = line_at<f>(group.quants, j);
-      high.add(line, quads[kTerms * j], j);
-      low.add(line, quads[kTerms * j + 1], j);
-    }
-    sum = add_group(sum, total(high, low), group.scale, group.min, x.scale[g], x.sum[g]);
+    const size_t quads = size_t(g) * l.lines();
+    Ints dot = dot_of_group<f>(group.quants, x.low + quads);
+    if (x.wide[g]) dot = add_256(dot, dot_of_group<f>(group.quants, x.high + quads));
+    sum = add_group(sum, dot, group.scale, group.min, x.scale[g], x.sum[g]);
   }
   finish(y + size_t(panel) * kPanel, w.rows - panel * kPanel, add_to, sum);
 }
@@ -77,55 +88,101 @@ inline void unpack_bytes(const uint8_t* panel, int g0, int n, Strip& to) {
   }
 }
 
-template <int kBits, int kLines, int MT>
-inline void quantized_tile(const Strip& w, const int32_t* quads, const float* x_scale, const float* x_sum, int n, float* partial,
-                           bool first) {
-  constexpr int rows = MT * kTerms;
-  Floats sum[MT];
-  for (int t = 0; t < MT; t++) sum[t] = first ? splat(0) : load(partial + t * kPanel);
-  for (int g = 0; g < n; g++, quads += kLines * rows, x_scale += MT, x_sum += MT) {
-    Dot<kBits> dot[rows];
-#pragma GCC unroll 16
-    for (int r = 0; r < rows; r++) dot[r] = Dot<kBits>::zero();
-#pragma GCC unroll 8
-    for (int j = 0; j < kLines; j++) {
-      const Bytes line = load_bytes(w.bytes + (g * kLines + j) * 64);
-#pragma GCC unroll 16
-      for (int r = 0; r < rows; r++) dot[r].add(line, quads[j * rows + r], j);
-    }
-    const Floats scale = load(w.scale + g * kPanel), min = load(w.min + g * kPanel);
-#pragma GCC unroll 16
-    for (int t = 0; t < MT; t++)
-      sum[t] = add_group(sum[t], total(dot[kTerms * t], dot[kTerms * t + 1]), scale, min, x_scale[t], x_sum[t]);
+// Sums for n tokens, one by one and not as an array: of an array GCC keeps half in memory, and is half as fast.
+template <int kBits, int n>
+struct Dots {
+  Dot<kBits> dot = Dot<kBits>::zero();
+  Dots<kBits, n - 1> rest;
+  void add(Bytes line, const int32_t* quads) {
+    dot.add(line, *quads);
+    rest.add(line, quads + 1);
   }
-  for (int t = 0; t < MT; t++) store(partial + t * kPanel, sum[t]);
+};
+template <int kBits>
+struct Dots<kBits, 0> {
+  void add(Bytes, const int32_t*) {}
+};
+
+template <int n>
+struct Sums {
+  Ints sum = zero_ints();
+  Sums<n - 1> rest;
+  template <int kBits>
+  void add(const Dots<kBits, n>& dots) {
+    sum = dots.dot.add_to(sum);
+    rest.add(dots.rest);
+  }
+  void add_256(const Sums& high) {
+    sum = ventoux::add_256(sum, high.sum);
+    rest.add_256(high.rest);
+  }
+  // Scaled, to the sums in floats: the tokens' own scales and sums stand one after the other.
+  void scale_to(float* partial, bool first, Floats scale, Floats min, const float* x_scale, const float* x_sum) const {
+    store(partial, add_group(first ? splat(0) : load(partial), sum, scale, min, *x_scale, *x_sum));
+    rest.scale_to(partial + kPanel, first, scale, min, x_scale + 1, x_sum + 1);
+  }
+};
+template <>
+struct Sums<0> {
+  template <int kBits>
+  void add(const Dots<kBits, 0>&) {}
+  void add_256(const Sums&) {}
+  void scale_to(float*, bool, Floats, Floats, const float*, const float*) const {}
+};
+
+// One group of unpacked lines . n tokens of a tile of MT.
+template <int kBits, int kLines, int MT, int n>
+inline Sums<n> dots_of_group(const uint8_t* lines, const int32_t* quads) {
+  constexpr int fits = Dot<kBits>::kFits < kLines ? Dot<kBits>::kFits : kLines;
+  Sums<n> sums;
+  for (int j = 0; j < kLines; j += fits) {
+    Dots<kBits, n> dots;
+#pragma GCC unroll 8
+    for (int i = j; i < j + fits; i++) dots.add(load_bytes(lines + i * 64), quads + i * MT);
+    sums.add(dots);
+  }
+  return sums;
+}
+
+// Apart, so that the sums of low parts do not take its registers.
+template <int kBits, int kLines, int MT, int n>
+[[gnu::noinline]] Sums<n> high_dots_of_group(const uint8_t* lines, const int32_t* quads) {
+  return dots_of_group<kBits, kLines, MT, n>(lines, quads);
+}
+
+// The sums in floats stay in memory from group to group: registers are for those in integers.
+template <int kBits, int kLines, int MT>
+inline void quantized_tile(const Strip& w, const Activations& x, size_t at, int groups, float* partial, bool first) {
+  constexpr int n = MT < kAtOnce<kBits> ? MT : kAtOnce<kBits>;
+  for (int g = 0; g < groups; g++, at += MT, first = false) {
+    const uint8_t* lines = w.bytes + g * kLines * 64;
+    for (int t = 0; t < MT; t += n) {
+      Sums<n> sums = dots_of_group<kBits, kLines, MT, n>(lines, x.low + at * kLines + t);
+      if (x.wide[at]) sums.add_256(high_dots_of_group<kBits, kLines, MT, n>(lines, x.high + at * kLines + t));
+      sums.scale_to(partial + t * kPanel, first, load(w.scale + g * kPanel), load(w.min + g * kPanel), x.scale + at + t,
+                    x.sum + at + t);
+    }
+  }
 }
 
 // Writes the sums of tokens [token0, token1) of one panel.
-inline void finish_block(const Matrix& w, const Scratch& scratch, float* y, bool add_to, int panel, int token0, int token1) {
+inline void finish_block(const Matrix& w, const float* partial, float* y, bool add_to, int panel, int token0, int token1) {
   for (int t = token0; t < token1; t++)
-    finish(y + size_t(t) * w.rows + size_t(panel) * kPanel, w.rows - panel * kPanel, add_to,
-           load(scratch.partial + (t - token0) * kPanel));
+    finish(y + size_t(t) * w.rows + size_t(panel) * kPanel, w.rows - panel * kPanel, add_to, load(partial + (t - token0) * kPanel));
 }
 
+// Groups g0 .. g0 + n of one panel, for tokens [token0, token1): adds to their partial sums.
 template <Format f>
-inline void quantized_tokens(const Matrix& w, const Activations& x, float* y, bool add_to, int panel, int token0, int token1,
-                             Scratch& scratch) {
+inline void quantized_strip(const Matrix& w, const Activations& x, int panel, int g0, int n, int token0, int token1, Strip& strip,
+                            float* partial) {
   constexpr Layout l = layout(f);
-  constexpr int step = kStripLines / l.lines();
-  const int groups = w.columns / l.group;
-  const uint8_t* data = w.data + size_t(panel) * w.panel_bytes;
-  for (int g0 = 0; g0 < groups; g0 += step) {
-    const int n = g0 + step < groups ? step : groups - g0;
-    unpack_bytes<f>(data, g0, n, scratch.strip);
-    for_each_tile<kQuantizedTile>(token0, token1, [&](int t, auto size) {
-      constexpr int MT = decltype(size)::value;
-      const size_t at = size_t(t) * groups + size_t(g0) * MT;
-      quantized_tile<l.bits, l.lines(), MT>(scratch.strip, x.quads + at * l.lines() * kTerms, x.scale + at, x.sum + at, n,
-                                            scratch.partial + (t - token0) * kPanel, g0 == 0);
-    });
-  }
-  finish_block(w, scratch, y, add_to, panel, token0, token1);
+  const size_t groups = size_t(w.columns / l.group);
+  unpack_bytes<f>(w.data + size_t(panel) * w.panel_bytes, g0, n, strip);
+  for_each_tile<kQuantizedTile>(token0, token1, [&](int t, auto size) {
+    constexpr int MT = decltype(size)::value;
+    quantized_tile<l.bits, l.lines(), MT>(strip, x, size_t(t) * groups + size_t(g0) * MT, n, partial + (t - token0) * kPanel,
+                                          g0 == 0);
+  });
 }
 
 // --- float activations ---
@@ -174,22 +231,38 @@ inline void float_tile(const float* w, const float* x, int n, float* partial, bo
 }
 
 template <Format f>
-inline void float_tokens(const Matrix& w, const Activations& x, float* y, bool add_to, int panel, int token0, int token1,
-                         Scratch& scratch) {
-  const uint8_t* data = w.data + size_t(panel) * w.panel_bytes;
-  for (int c0 = 0; c0 < w.columns; c0 += kStripColumns) {
-    const int n = c0 + kStripColumns < w.columns ? kStripColumns : w.columns - c0;
-    unpack_floats<f>(data, c0, n, scratch.columns);
-    for_each_tile<kTile>(token0, token1, [&](int t, auto size) {
-      constexpr int MT = decltype(size)::value;
-      float_tile<MT>(scratch.columns, x.x + size_t(t) * w.columns + size_t(c0) * MT, n, scratch.partial + (t - token0) * kPanel,
-                     c0 == 0);
-    });
-  }
-  finish_block(w, scratch, y, add_to, panel, token0, token1);
+inline void float_strip(const Matrix& w, const Activations& x, int panel, int c0, int n, int token0, int token1, float* columns,
+                        float* partial) {
+  unpack_floats<f>(w.data + size_t(panel) * w.panel_bytes, c0, n, columns);
+  for_each_tile<kTile>(token0, token1, [&](int t, auto size) {
+    constexpr int MT = decltype(size)::value;
+    float_tile<MT>(columns, x.x + size_t(t) * w.columns + size_t(c0) * MT, n, partial + (t - token0) * kPanel, c0 == 0);
+  });
 }
 
 // --- both ---
+
+// Tokens [token0, token1) of panels [panel0, panel1), at most kTokenBlock and kPanelBlock, strip by strip.
+template <Format f>
+inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, int token0, int token1,
+                     Scratch& scratch) {
+  constexpr Layout l = layout(f);
+  const int width = x.group ? kStripLines * 4 : kStripColumns;
+  for (int c0 = 0; c0 < w.columns; c0 += width) {
+    const int n = c0 + width < w.columns ? width : w.columns - c0;
+    for (int p = panel0; p < panel1; p++) {
+      float* partial = scratch.partial[p - panel0];
+      if constexpr (l.bits > 0) {
+        if (x.group) {
+          quantized_strip<f>(w, x, p, c0 / l.group, n / l.group, token0, token1, scratch.strip, partial);
+          continue;
+        }
+      }
+      float_strip<f>(w, x, p, c0, n, token0, token1, scratch.columns, partial);
+    }
+  }
+  for (int p = panel0; p < panel1; p++) finish_block(w, scratch.partial[p - panel0], y, add_to, p, token0, token1);
+}
 
 template <Format f>
 inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, Scratch& scratch) {
@@ -201,17 +274,10 @@ inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_
     }
     return;
   }
-  for (int token0 = 0; token0 < x.tokens; token0 += kTokenBlock) {
-    const int token1 = token0 + kTokenBlock < x.tokens ? token0 + kTokenBlock : x.tokens;
-    for (int p = panel0; p < panel1; p++) {
-      if constexpr (blocks) {
-        if (x.group) {
-          quantized_tokens<f>(w, x, y, add_to, p, token0, token1, scratch);
-          continue;
-        }
-      }
-      float_tokens<f>(w, x, y, add_to, p, token0, token1, scratch);
-    }
+  for (int t = 0; t < x.tokens; t += kTokenBlock) {
+    const int token1 = t + kTokenBlock < x.tokens ? t + kTokenBlock : x.tokens;
+    for (int p = panel0; p < panel1; p += kPanelBlock)
+      block_of<f>(w, x, y, add_to, p, p + kPanelBlock < panel1 ? p + kPanelBlock : panel1, t, token1, scratch);
   }
 }
 

@@ -55,7 +55,16 @@ void make_weight(Weight* at, Pool& pool, const std::string& format, int columns,
   new (at) Weight(pool, f, rows, columns, bytes, to);
 }
 
-void linear_py(Pool& pool, Floats2 x, const std::vector<Weight*>& weights, const std::vector<Out2>& outs, bool add, bool quantize) {
+Rounding rounding_of(const std::string& compute) {
+  if (compute == "f32") return Rounding::None;
+  if (compute == "int16") return Rounding::Int16;
+  require(compute == "mixed", "compute must be f32, int16 or mixed");
+  return Rounding::Mixed;
+}
+
+void linear_py(Pool& pool, Floats2 x, const std::vector<Weight*>& weights, const std::vector<Out2>& outs, bool add,
+               const std::string& compute) {
+  const Rounding rounding = rounding_of(compute);
   require(weights.size() == outs.size() && !weights.empty(), "one output for each weight");
   std::vector<Product> products;
   const int tokens = size(x, 0), columns = size(x, 1);
@@ -66,7 +75,7 @@ void linear_py(Pool& pool, Floats2 x, const std::vector<Weight*>& weights, const
     products.push_back({weights[i], outs[i].data()});
   }
   nb::gil_scoped_release release;
-  if (tokens > 0) linear(pool, x.data(), tokens, columns, products, add, quantize);
+  if (tokens > 0) linear(pool, x.data(), tokens, columns, products, add, rounding);
 }
 
 void rms_norm_py(Pool& pool, Floats2 x, Floats1 weight, float eps, Out2 out) {
@@ -159,7 +168,7 @@ NB_MODULE(_kernels, m) {
       .def_prop_ro("nbytes", &Cache::nbytes, "Bytes that the allocated sequences hold.")
       .def_prop_ro("sequences", &Cache::sequences, "Sequences that are allocated.");
 
-  m.def("linear", &linear_py, "pool"_a, "x"_a, "weights"_a, "outs"_a.noconvert(), "add"_a, "quantize"_a,
+  m.def("linear", &linear_py, "pool"_a, "x"_a, "weights"_a, "outs"_a.noconvert(), "add"_a, "compute"_a,
         "outs[i] (+)= x . weights[i] for x [T, columns], outs[i] [T, rows].");
   m.def("rms_norm", &rms_norm_py, "pool"_a, "x"_a, "weight"_a, "eps"_a, "out"_a.noconvert(),
         "out = x / rms(x) * weight, row by row.");

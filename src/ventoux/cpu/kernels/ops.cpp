@@ -22,7 +22,7 @@ size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // Activations of some tokens for one group size, in memory from `at` on; moves `at` behind them.
 Activations place(int tokens, int columns, int group, uint8_t*& at) {
-  Activations a{tokens, columns, group, nullptr, nullptr, nullptr, nullptr};
+  Activations a{tokens, columns, group, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   const size_t n = size_t(tokens) * size_t(columns);
   const auto take = [&](size_t bytes) {
     uint8_t* p = at;
@@ -32,23 +32,30 @@ Activations place(int tokens, int columns, int group, uint8_t*& at) {
   if (group == 0) {
     a.x = (float*)take(n * 4);
   } else {
-    a.quads = (int32_t*)take(kTerms * n);
-    a.scale = (float*)take(n / size_t(group) * 4);
-    a.sum = (float*)take(n / size_t(group) * 4);
+    const size_t groups = n / size_t(group);
+    a.low = (int32_t*)take(n);
+    a.high = (int32_t*)take(n);
+    a.scale = (float*)take(groups * 4);
+    a.sum = (float*)take(groups * 4);
+    a.wide = take(groups);
   }
   return a;
 }
 
 size_t placed_bytes(int tokens, int columns, int group) {
   const size_t n = size_t(tokens) * size_t(columns);
-  return group == 0 ? padded(n * 4) : padded(kTerms * n) + 2 * padded(n / size_t(group) * 4);
+  if (group == 0) return padded(n * 4);
+  const size_t groups = n / size_t(group);
+  return 2 * padded(n) + 2 * padded(groups * 4) + padded(groups);
 }
 
 }  // namespace
 
 void linear(Pool& pool, const float* x, int tokens, int columns, const std::vector<Product>& products, bool add,
-            bool quantize) {
-  const auto group_of = [&](const Product& p) { return quantize ? activation_group(p.weight->format()) : 0; };
+            Rounding rounding) {
+  const auto group_of = [&](const Product& p) {
+    return rounding == Rounding::None ? 0 : activation_group(p.weight->format());
+  };
   const Kernels& kernels = pool.kernels();
   std::vector<int> groups;
   size_t bytes = 0;
@@ -63,7 +70,7 @@ void linear(Pool& pool, const float* x, int tokens, int columns, const std::vect
   for (int group : groups) {
     activations.push_back(place(tokens, columns, group, memory));
     const Activations& to = activations.back();
-    run_parts(pool, to.tokens, kWidestTile, [&](int first, int last, int) { kernels.regroup(x, to, first, last); });
+    run_parts(pool, to.tokens, kWidestTile, [&](int first, int last, int) { kernels.regroup(x, to, rounding, first, last); });
   }
 
   // All products in one run: a thread that is done with the first goes on with the second.

@@ -15,8 +15,9 @@ struct Product {
   float* y;
 };
 
-// y (+)= x . w for each product, x [tokens, columns]. `quantize`: block formats are multiplied with activations rounded to 16 bits.
-void linear(Pool& pool, const float* x, int tokens, int columns, const std::vector<Product>& products, bool add, bool quantize);
+// y (+)= x . w for each product, x [tokens, columns]. `rounding`: of the activations that block formats are multiplied with.
+void linear(Pool& pool, const float* x, int tokens, int columns, const std::vector<Product>& products, bool add,
+            Rounding rounding);
 
 void rms_norm(Pool& pool, const float* x, const float* weight, float eps, int rows, int columns, float* y);
 

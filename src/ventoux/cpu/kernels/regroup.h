@@ -6,13 +6,26 @@
 namespace ventoux {
 namespace {
 
-// One group of one token -> int8 pairs; `sum` is scale * (sum of what they stand for).
+// A group is wide when its largest activation is more than this many times the row's root mean square. Lower is slower and
+// more exact: docs/performance.md has the figures that this one was chosen by.
+constexpr float kOrdinary = 1.5f;
+
+// Over which magnitude a row's activations make their groups wide.
+inline float wide_above(const float* row, size_t columns, Rounding rounding) {
+  if (rounding == Rounding::Int16) return -1;
+  Floats squares = splat(0);
+  for (size_t c = 0; c < columns; c += kPanel) squares = fma(load(row + c), load(row + c), squares);
+  return kOrdinary * __builtin_sqrtf(reduce_add(squares) / float(columns));
+}
+
+// One group of one token; `sum` is scale * (sum of what the integers stand for).
 struct Quantized {
-  alignas(32) int8_t q[kTerms][32];
+  alignas(32) int8_t low[32], high[32];
   float scale, sum;
+  bool wide;
 };
 
-inline Quantized quantize_group(const float* x, int group) {
+inline Quantized quantize_group(const float* x, int group, float ordinary) {
   Quantized to = {};
   Floats peak = abs(load(x)), all = load(x);
   if (group == 32) peak = max(peak, abs(load(x + 16))), all = add(all, load(x + 16));
@@ -21,40 +34,45 @@ inline Quantized quantize_group(const float* x, int group) {
     to.scale = to.sum = __builtin_nanf("");
     return to;
   }
-  constexpr float largest = 127 * 256 + 127;
   const float most = reduce_max(peak);
+  to.wide = most > ordinary;
+  const float largest = to.wide ? 127 * 256 + 127 : 127;
   to.scale = most / largest;
   // What is so small counts as 0: its inverse would overflow.
   const Floats inverse = splat(most > 1e-30f ? largest / most : 0), limit = splat(127);
+  int low = 0, high = 0;
   for (int i = 0; i < group; i += 16) {
-    const Floats whole = mul(load(x + i), inverse), high = round(mul(whole, splat(1.0f / 256)));
+    const Floats whole = mul(load(x + i), inverse), above = to.wide ? round(mul(whole, splat(1.0f / 256))) : splat(0);
     // -128 .. 128; the ends are cut to what every kernel can multiply, an error of one in 32,639.
-    const Floats low = round(fnma(high, splat(256), whole));
-    store_int8(to.q[0] + i, high);
-    store_int8(to.q[1] + i, min(max(low, sub(splat(0), limit)), limit));
+    const Floats rest = round(fnma(above, splat(256), whole));
+    store_int8(to.high + i, above);
+    store_int8(to.low + i, min(max(rest, sub(splat(0), limit)), limit));
   }
-  int high = 0, low = 0;
-  for (int i = 0; i < group; i++) high += to.q[0][i], low += to.q[1][i];
+  for (int i = 0; i < group; i++) low += to.low[i], high += to.high[i];
   to.sum = to.scale * float(256 * high + low);
   return to;
 }
 
 template <int MT>
-inline void regroup_quantized(const float* x, const Activations& to, int token) {
+inline void regroup_quantized(const float* x, const Activations& to, Rounding rounding, int token) {
   const size_t columns = size_t(to.columns), groups = columns / to.group;
   const int words = to.group / 4;
-  for (int t = 0; t < MT; t++) {
-    const float* row = x + (token + t) * columns;
-    for (size_t g = 0; g < groups; g++) {
-      const Quantized group = quantize_group(row + g * to.group, to.group);
-      const size_t at = token * groups + g * MT;
+  float ordinary[MT];
+  for (int t = 0; t < MT; t++) ordinary[t] = wide_above(x + (token + t) * columns, columns, rounding);
+  for (size_t g = 0; g < groups; g++) {
+    const size_t at = token * groups + g * MT;
+    to.wide[at] = 0;
+    for (int t = 0; t < MT; t++) {
+      const Quantized group = quantize_group(x + (token + t) * columns + g * to.group, to.group, ordinary[t]);
       to.scale[at + t] = group.scale;
       to.sum[at + t] = group.sum;
-      for (int term = 0; term < kTerms; term++) {
-        int32_t quads[8];
-        __builtin_memcpy(quads, group.q[term], sizeof quads);
-        int32_t* out = to.quads + at * words * kTerms + t * kTerms + term;
-        for (int j = 0; j < words; j++) out[j * MT * kTerms] = quads[j];
+      to.wide[at] |= group.wide;
+      int32_t low[8], high[8];
+      __builtin_memcpy(low, group.low, sizeof low);
+      __builtin_memcpy(high, group.high, sizeof high);
+      for (int j = 0; j < words; j++) {
+        to.low[at * words + j * MT + t] = low[j];
+        to.high[at * words + j * MT + t] = high[j];
       }
     }
   }
@@ -69,9 +87,9 @@ inline void regroup_floats(const float* x, const Activations& to, int token) {
   }
 }
 
-inline void regroup(const float* x, const Activations& to, int first, int last) {
+inline void regroup(const float* x, const Activations& to, Rounding rounding, int first, int last) {
   if (to.group) {
-    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value>(x, to, t); });
+    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value>(x, to, rounding, t); });
   } else {
     for_each_tile<kTile>(first, last, [&](int t, auto size) { regroup_floats<decltype(size)::value>(x, to, t); });
   }

@@ -10,7 +10,10 @@ namespace {
 
 constexpr const char* kName = "avx2";
 constexpr int kTile = 4;          // tokens at once: their 2 x 4 sums, the weights and a broadcast fit 16 registers
-constexpr int kQuantizedTile = 2; // quantized tokens: high and low have sums of their own
+constexpr int kQuantizedTile = 4;  // quantized tokens
+// Tokens whose integer sums fit the registers: two each, and two more where products need widening on the way.
+template <int kBits>
+constexpr int kAtOnce = kBits == 4 ? 4 : 2;
 constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
 
 struct Floats {
@@ -108,40 +111,40 @@ inline Bytes either(Bytes x, Bytes y) { return {_mm256_or_si256(x.a, y.a), _mm25
 // Signed bytes as they are (see kSignedOffset).
 inline Bytes from_signed(Bytes x) { return x; }
 
+// 16 int32, one for each row.
+struct Ints {
+  __m256i a, b;
+};
+
+inline Ints zero_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+// x + 256 y
+inline Ints add_256(Ints x, Ints y) {
+  return {_mm256_add_epi32(x.a, _mm256_slli_epi32(y.a, 8)), _mm256_add_epi32(x.b, _mm256_slli_epi32(y.b, 8))};
+}
+
 // Sums of products of weights (kBits wide: unsigned, but signed when 8) and int8 activations, 16 rows at once. Products of
-// neighbours are added in 16 bits; 2 * 127 * (2^kBits - 1) fits there so often that most sums need no widening on the way.
+// neighbours are added in 16 bits; 2 * 127 * (2^kBits - 1) fits there kFits times, and is widened then.
 template <int kBits>
 struct Dot {
-  static constexpr int kFits = kBits == 8 ? 1 : 1 << (7 - kBits);  // 8, 4 or 2 products of pairs fit 16 bits
-  __m256i a, b, wide_a, wide_b;
+  static constexpr int kFits = kBits == 8 ? 1 : 1 << (7 - kBits);
+  __m256i a, b;
 
-  static Dot zero() {
-    const __m256i z = _mm256_setzero_si256();
-    return {z, z, z, z};
-  }
+  static Dot zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
   static __m256i product(__m256i w, __m256i x) {
     if (kBits == 8) return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
     return _mm256_maddubs_epi16(w, x);
   }
-  // `j` counts the calls for one sum: 0, 1, ...
-  void add(Bytes w, int32_t quad, int j) {
+  void add(Bytes w, int32_t quad) {
     const __m256i x = _mm256_set1_epi32(quad);
-    a = j % kFits ? _mm256_add_epi16(a, product(w.a, x)) : product(w.a, x);
-    b = j % kFits ? _mm256_add_epi16(b, product(w.b, x)) : product(w.b, x);
-    if (j % kFits == kFits - 1) {
-      const __m256i ones = _mm256_set1_epi16(1);
-      wide_a = j < kFits ? _mm256_madd_epi16(a, ones) : _mm256_add_epi32(wide_a, _mm256_madd_epi16(a, ones));
-      wide_b = j < kFits ? _mm256_madd_epi16(b, ones) : _mm256_add_epi32(wide_b, _mm256_madd_epi16(b, ones));
-    }
+    a = _mm256_add_epi16(a, product(w.a, x));
+    b = _mm256_add_epi16(b, product(w.b, x));
+  }
+  Ints add_to(Ints sum) const {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(a, ones)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(b, ones))};
   }
 };
-
-// 256 high + low.
-template <int kBits>
-inline Floats total(const Dot<kBits>& high, const Dot<kBits>& low) {
-  return {_mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(high.wide_a, 8), low.wide_a)),
-          _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32(high.wide_b, 8), low.wide_b))};
-}
 
 }  // namespace
 }  // namespace ventoux

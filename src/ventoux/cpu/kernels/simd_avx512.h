@@ -14,7 +14,9 @@ namespace {
 
 constexpr const char* kName = "avx512";
 constexpr int kTile = 12;           // tokens at once: 12 sums, the weights and a broadcast fit 32 registers
-constexpr int kQuantizedTile = 6;   // quantized tokens: 12 integer and 6 float sums
+constexpr int kQuantizedTile = 12;  // quantized tokens: 12 integer sums
+template <int kBits>
+constexpr int kAtOnce = 12;
 constexpr int kSignedOffset = 128;  // vpdpbusd wants unsigned weights: signed bytes are moved up, their minimum down
 
 struct Floats {
@@ -92,19 +94,25 @@ inline Bytes either(Bytes x, Bytes y) { return {_mm512_or_si512(x.v, y.v)}; }
 // Signed bytes moved up by 128 (see kSignedOffset).
 inline Bytes from_signed(Bytes x) { return {_mm512_xor_si512(x.v, _mm512_set1_epi8((char)0x80))}; }
 
+// 16 int32, one for each row.
+struct Ints {
+  __m512i v;
+};
+
+inline Ints zero_ints() { return {_mm512_setzero_si512()}; }
+inline Floats to_floats(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
+// x + 256 y
+inline Ints add_256(Ints x, Ints y) { return {_mm512_add_epi32(x.v, _mm512_slli_epi32(y.v, 8))}; }
+
 // Sums of products of unsigned weights and int8 activations, 16 rows at once; vpdpbusd adds in 32 bits.
 template <int kBits>
 struct Dot {
+  static constexpr int kFits = 8;  // all lines of a group
   __m512i v;
   static Dot zero() { return {_mm512_setzero_si512()}; }
-  void add(Bytes w, int32_t quad, int) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_set1_epi32(quad)); }
+  void add(Bytes w, int32_t quad) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_set1_epi32(quad)); }
+  Ints add_to(Ints sum) const { return {_mm512_add_epi32(sum.v, v)}; }
 };
-
-// 256 high + low.
-template <int kBits>
-inline Floats total(const Dot<kBits>& high, const Dot<kBits>& low) {
-  return {_mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high.v, 8), low.v))};
-}
 
 }  // namespace
 }  // namespace ventoux

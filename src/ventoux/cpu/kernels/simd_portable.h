@@ -10,7 +10,9 @@ namespace {
 
 constexpr const char* kName = "portable";
 constexpr int kTile = 4;
-constexpr int kQuantizedTile = 1;  // the sums of high and low in 16 bits fill half of SSE2's 16 registers
+constexpr int kQuantizedTile = 2;
+template <int kBits>
+constexpr int kAtOnce = 1;  // one token's sums in 16 bits fill half of SSE2's 16 registers
 constexpr int kSignedOffset = 0;
 
 struct Floats {
@@ -70,7 +72,7 @@ inline void store_int8(int8_t* p, const Floats& x) { const Floats whole = round(
 // 3 the next. Vector types of GCC and clang: what GCC 12 makes of the same sums over arrays is several times slower.
 typedef uint16_t Pairs __attribute__((vector_size(16)));
 typedef int16_t Words __attribute__((vector_size(16)));
-typedef int32_t Ints __attribute__((vector_size(16)));
+typedef int32_t Four __attribute__((vector_size(16)));
 struct Bytes {
   Pairs v[4];
 };
@@ -84,39 +86,42 @@ inline Bytes shift_right(const Bytes& x, int n) { Bytes r; EACH r.v[i] = n < 0 ?
 inline Bytes either(const Bytes& x, const Bytes& y) { Bytes r; EACH r.v[i] = x.v[i] | y.v[i]; return r; }
 inline Bytes from_signed(const Bytes& x) { return x; }
 
+// 16 int32, one for each row.
+struct Ints {
+  Four v[4];
+};
+
+inline Ints zero_ints() { return Ints{}; }
+inline Floats to_floats(const Ints& x) { Floats r; LANES r.v[i] = float(x.v[i / 4][i % 4]); return r; }
+// x + 256 y
+inline Ints add_256(const Ints& x, const Ints& y) { Ints r; EACH r.v[i] = x.v[i] + (y.v[i] << 8); return r; }
+
 // Sums of products of weights (kBits wide: unsigned, but signed when 8) and int8 activations, 16 rows at once. As on
 // AVX2, products of neighbours are added in 16 bits, where 2 * 127 * (2^kBits - 1) fits kFits times, and widened then.
 template <int kBits>
 struct Dot {
   static constexpr int kFits = kBits == 8 ? 1 : 1 << (7 - kBits);
   Words narrow[4];
-  Ints wide[4];
 
   static Dot zero() { return Dot{}; }
-  // `j` counts the calls for one sum: 0, 1, ...
-  void add(const Bytes& w, int32_t quad, int j) {
-    const Ints four = {quad, quad, quad, quad};
+  void add(const Bytes& w, int32_t quad) {
+    const Four four = {quad, quad, quad, quad};
     const Words even = Words(Pairs(four) << 8) >> 8, odd = Words(four) >> 8;
     EACH {
       const Words low = kBits == 8 ? Words(w.v[i] << 8) >> 8 : Words(w.v[i] & 255);
       const Words high = kBits == 8 ? Words(w.v[i]) >> 8 : Words(w.v[i] >> 8);
-      const Words product = low * even + high * odd;
-      narrow[i] = j % kFits ? narrow[i] + product : product;
-      if (j % kFits == kFits - 1) {
-        const Ints both = Ints(narrow[i]);
-        wide[i] += (both >> 16) + (both << 16 >> 16);
-      }
+      narrow[i] += low * even + high * odd;
     }
   }
+  Ints add_to(const Ints& sum) const {
+    Ints r;
+    EACH {
+      const Four both = Four(narrow[i]);
+      r.v[i] = sum.v[i] + (both >> 16) + (both << 16 >> 16);
+    }
+    return r;
+  }
 };
-
-// 256 high + low.
-template <int kBits>
-inline Floats total(const Dot<kBits>& high, const Dot<kBits>& low) {
-  Floats r;
-  LANES r.v[i] = float(256 * high.wide[i / 4][i % 4] + low.wide[i / 4][i % 4]);
-  return r;
-}
 #undef EACH
 #undef LANES
 
