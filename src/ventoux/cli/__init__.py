@@ -1,4 +1,7 @@
-"""The command line: parse, call, print. Every error is one line on standard error; `--debug` adds the traceback."""
+"""The command line: parse, call, print. Every error is one line on standard error.
+
+`--debug` adds the traceback, and what is done without a word otherwise.
+"""
 
 import io
 import os
@@ -13,6 +16,11 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     try:
         settle_streams()
+        if debug:
+            import logging
+
+            logging.basicConfig(format="%(name)s: %(message)s")
+            logging.getLogger("ventoux").setLevel(logging.DEBUG)
         from ventoux.cli.app import run
 
         run(arguments or ["--help"])

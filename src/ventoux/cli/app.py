@@ -39,7 +39,11 @@ def run(arguments: Sequence[str]) -> None:
 def parser() -> ArgumentParser:
     top = Parser(prog="ventoux", description=ABOUT, formatter_class=FORMAT)
     top.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
-    top.add_argument("--debug", action="store_true", help="show the traceback of an error; allowed anywhere")
+    top.add_argument(
+        "--debug",
+        action="store_true",
+        help="show the traceback of an error, and why weights are packed; allowed anywhere",
+    )
     commands = top.add_subparsers(metavar="COMMAND", required=True, title="commands")
     for add in (
         add_pull,
@@ -51,6 +55,7 @@ def parser() -> ArgumentParser:
         add_tokenize,
         add_bench,
         add_convert,
+        add_cache,
     ):
         add(functools.partial(command, commands))
     return top
@@ -258,6 +263,23 @@ def convert(args: Namespace) -> None:
         raise UsageError(f"--to {args.to} writes a folder, but {shown(args.dst)} is named as a GGUF file")
     done = convert(args.src, args.dst, to=args.to, dtype=args.dtype, shard_size=args.shard_size, window=args.window)
     summarize(done)
+
+
+def add_cache(add: Add) -> None:
+    about = (
+        "Show the packed weights that are kept for the next start. Size, last use, whether they are good, and the"
+        " model; `clear` deletes them all. What was not used for longest goes by itself when there are more than"
+        " VENTOUX_PACKED_GB gigabytes (20; 0 keeps none)."
+    )
+    flags = add("cache", about, cache)
+    flags.add_argument("action", nargs="?", choices=["clear"], metavar="clear", help="delete them all")
+    add_json(flags)
+
+
+def cache(args: Namespace) -> None:
+    from ventoux.cli.cache import cache
+
+    cache(args.action, as_json=args.json)
 
 
 def add_reference_flags(flags: ArgumentParser, *, temperature: float) -> None:
