@@ -271,7 +271,7 @@ def test_processes_that_start_together_say_the_same(place, model, monkeypatch):
 
 
 def test_a_killed_writer_leaves_no_file_that_is_taken(place, model, monkeypatch):
-    pausing = """
+    pausing = r"""
 write, print = kept.write, lambda *_, **__: None
 kept.write = lambda *rest, stopped: write(*rest, stopped=lambda: os.write(1, b"writing\n") and time.sleep(9))
 """
