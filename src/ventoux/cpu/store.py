@@ -6,8 +6,6 @@ that is deleted stays with the processes that have mapped it until they end.
 """
 
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -49,6 +47,8 @@ def limit() -> int:
 
 def save(description: Description, weights: Sequence[_kernels.Weight], *, stopped: kept.Stopped) -> None:
     """Write the weights' file; raises NotKept when it may not be, or OSError."""
+    import tempfile  # here, for a start needs none of it
+
     target = folder() / description.file_name
     if any(time.time() - part.stat().st_mtime < 60 for part in target.parent.glob(f"{target.name}.*{PART}")):
         raise NotKept("another process is writing it")
@@ -71,6 +71,8 @@ def make_room(target: Path, size: int) -> None:
     """Delete what was not used for longest, until `size` bytes fit into the limit. NotKept when they never do."""
     if size > limit():
         raise NotKept(f"{size} bytes are more than {VARIABLE} allows")
+    import shutil
+
     free = shutil.disk_usage(target.parent).free
     if size > free / 2:
         raise NotKept(f"{size} bytes are more than half of what is free on the disk, {free}")

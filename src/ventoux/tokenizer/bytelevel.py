@@ -63,7 +63,8 @@ def model_of(metadata: Mapping[str, Any], source: str | Path, *, control: bool =
     pre = metadata.get("tokenizer.ggml.pre", "default")
     if not isinstance(pre, str) or pre not in PATTERNS:
         raise TokenizerError(f"{source}: tokenizer.ggml.pre: expected one of {sorted(PATTERNS)}, found {pre!r}")
-    vocab = {piece: i for i, piece in enumerate(metadata["tokenizer.ggml.tokens"])}
+    pieces = metadata["tokenizer.ggml.tokens"]
+    vocab = dict(zip(pieces, range(len(pieces)), strict=True))
     if not control:  # what is not in the vocabulary cannot be cut out of a text
         for _, piece in _special(metadata, CONTROL):
             vocab.pop(piece, None)
