@@ -74,7 +74,13 @@ def model_of(metadata: Mapping[str, Any], source: str | Path, *, control: bool =
 
 def _special(metadata: Mapping[str, Any], kind: int) -> list[tuple[int, str]]:
     pieces, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-    return [(i, piece) for i, (piece, each) in enumerate(zip(pieces, types, strict=True)) if each == kind]
+    if len(types) != len(pieces):
+        raise TokenizerError(f"there are {len(pieces)} tokens and {len(types)} types of tokens")
+    found, i = [], -1
+    for _ in range(types.count(kind)):  # few among 100,000: searching for them is faster than going through all
+        i = types.index(kind, i + 1)
+        found.append((i, pieces[i]))
+    return found
 
 
 def splitter(pre: str) -> "PreTokenizer":
