@@ -13,6 +13,7 @@ from ventoux.cpu import packing
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     monkeypatch.setenv("VENTOUX_CACHE", str(tmp_path))
+    monkeypatch.delenv("VENTOUX_PACKED_GB")
     monkeypatch.setattr(packing, "SMALLEST", 0)
     return tmp_path / "packed"
 
@@ -20,7 +21,7 @@ def place(tmp_path, monkeypatch):
 def loaded(ventoux, folder):
     assert ventoux("tokenize", "x", "-m", folder)[0] == 0
     for thread in threading.enumerate():
-        if thread.name == "ventoux-keep":
+        if isinstance(thread, packing.Writer):
             thread.join()
 
 

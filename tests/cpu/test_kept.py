@@ -31,6 +31,7 @@ IDS = [3, 14, 15, 92, 65, 35]
 def place(tmp_path, monkeypatch):
     """A cache folder of one's own, for models of any size, written at once."""
     monkeypatch.setenv("VENTOUX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("VENTOUX_PACKED_GB")
     monkeypatch.setattr(packing, "SMALLEST", 0)
     monkeypatch.setattr(packing, "PAUSE", 0)
     return tmp_path / "cache" / "packed"
@@ -46,7 +47,7 @@ def load(path, **options):
     read = checkpoint.read(path)
     backend = Backend(read.config, read.tensors, **options)
     for thread in threading.enumerate():
-        if thread.name == "ventoux-keep":
+        if isinstance(thread, packing.Writer):
             thread.join()
     return backend
 
@@ -103,7 +104,7 @@ def test_mapped_weights_give_the_same_bits(isa, layout, place, tmp_path, monkeyp
 
 
 def test_a_mapped_model_does_not_read_the_matrices_of_its_source(place, tmp_path):
-    model = tiny.tiny_model(hidden_size=1024, intermediate_size=2048)
+    model = tiny.tiny_model(hidden_size=512, intermediate_size=1024)
     path = tiny.save_hf(model, tmp_path / "m") / "model.safetensors"
     load(path.parent)
     gc.collect()
@@ -205,7 +206,7 @@ def test_a_source_that_changes_while_it_is_packed_is_not_kept(place, model, tmp_
     os.utime(model, (0, 0))
     Backend(read.config, read.tensors)
     for thread in threading.enumerate():
-        if thread.name == "ventoux-keep":
+        if isinstance(thread, packing.Writer):
             thread.join()
     assert list(place.iterdir()) == []
 
@@ -232,6 +233,25 @@ def test_interrupted_writing_leaves_nothing(place, model):
     assert list(place.iterdir()) == []
 
 
+def test_an_interrupted_process_ends_without_writing(place, model):
+    """Ctrl-C, once the answer is there: as the command line ends then."""
+    with start(model, place, "packing.PAUSE = 60", after="packing.stop_writing()") as process:
+        assert process.communicate(timeout=30)[0]
+    assert not place.exists() or list(place.iterdir()) == []
+
+
+def test_a_process_that_ends_has_written(place, model):
+    with start(model, place, "packing.PAUSE = 60") as process:
+        assert process.communicate(timeout=30)[0]
+    assert [path.suffix for path in place.iterdir()] == [".packed"]
+
+
+def test_the_default_model_is_the_same(place, default_model, monkeypatch):
+    expected = logits(load(default_model))
+    mapped_only(monkeypatch)
+    np.testing.assert_array_equal(logits(load(default_model)), expected)
+
+
 def parts(path):
     read = checkpoint.read(path)
     matrices = [tensor for tensor in read.tensors.values() if len(tensor.shape) == 2]
@@ -252,11 +272,12 @@ backend = Backend(read.config, read.tensors)
 cache = backend.new_cache()
 logits = backend.forward(Batch.pack([Segment(cache.allocate({count}), 0, {ids}, {count})]), cache)
 print(hashlib.sha256(logits).hexdigest(), flush=True)
+{after}
 """
 
 
-def start(path, place, before=""):
-    text = PROGRAM.format(path=str(path), before=before, ids=IDS, count=len(IDS))
+def start(path, place, before="", after=""):
+    text = PROGRAM.format(path=str(path), before=before, after=after, ids=IDS, count=len(IDS))
     env = {**os.environ, "VENTOUX_CACHE": str(place.parent)}
     return subprocess.Popen([sys.executable, "-c", text], stdout=subprocess.PIPE, text=True, env=env)
 

@@ -28,6 +28,8 @@ def main() -> None:
         run(arguments or ["--help"])
         sys.stdout.flush()
     except KeyboardInterrupt:
+        if packing := sys.modules.get("ventoux.cpu.packing"):  # else nothing was packed
+            packing.stop_writing()
         sys.exit(130)
     except BrokenPipeError:  # `ventoux ... | head`: nobody reads on, and the interpreter must not try once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,7 @@
 """Weights for the kernels: mapped from the file that keeps them, or else packed now, and kept for the next start."""
 
 import atexit
+import sys
 import threading
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from ventoux.cpu.kept import Description, NotKept
 
 SMALLEST = 16 << 20  # bytes of weights that are worth a file: packing fewer takes 20 ms
 PAUSE = 1.0  # seconds between loading and writing: the first answer goes first
+PATIENCE = 0.5  # seconds that a process may take to end without saying why
 
 
 def weights_of(pool: _kernels.Pool, tensors: Sequence[Tensor]) -> dict[str, _kernels.Weight]:
@@ -41,17 +43,17 @@ def _packed(pool: _kernels.Pool, tensors: Sequence[Tensor]) -> dict[str, _kernel
     return packed
 
 
-class Writer:
+class Writer(threading.Thread):
     """Writes weights to their file while the model runs; the process waits for it at its end, unless interrupted."""
 
     def __init__(self, description: Description, weights: Sequence[_kernels.Weight]) -> None:
+        super().__init__(daemon=True)
         self._work = description, weights
         self._at_once, self._stopped = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._write, name="ventoux-keep", daemon=True)
-        self._thread.start()
         atexit.register(self._finish)
+        self.start()
 
-    def _write(self) -> None:
+    def run(self) -> None:
         self._at_once.wait(PAUSE)
         try:
             store.save(*self._work, stopped=self._stopped.is_set)
@@ -61,13 +63,27 @@ class Writer:
             del self._work
             atexit.unregister(self._finish)
 
+    def stop(self) -> None:
+        self._stopped.set()
+        self._at_once.set()
+
     def _finish(self) -> None:
         self._at_once.set()
         try:
-            self._thread.join()
+            self.join(PATIENCE)
+            if self.is_alive() and sys.stderr is not None and sys.stderr.isatty():
+                print("keeping the packed weights for the next start; Ctrl-C does without", file=sys.stderr)
+            self.join()
         except KeyboardInterrupt:
-            self._stopped.set()
-            self._thread.join()
+            self.stop()
+            self.join()
+
+
+def stop_writing() -> None:
+    """What is being written is given up: for a process that was interrupted, and should end at once."""
+    for thread in threading.enumerate():
+        if isinstance(thread, Writer):
+            thread.stop()
 
 
 def tell(reason: Exception) -> None:
