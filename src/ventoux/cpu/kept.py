@@ -65,9 +65,9 @@ class Description:
         """Of the same sources by path, whatever is in them: one that has changed takes the place of what it was."""
         paths = [str(source["path"]) for source in self.sources]
         key = json.dumps([self.version, self.isa, paths]).encode()
-        name = Path(paths[0])
-        stem = name.stem if len(paths) == 1 else name.parent.name
-        return f"{stem[:80]}-{blake2b(key, digest_size=8).hexdigest()}.packed"
+        first = Path(paths[0])
+        stem = first.stem if first.suffix == ".gguf" else first.parent.name  # others are called model.safetensors
+        return f"{stem[:40]}-{blake2b(key, digest_size=8).hexdigest()}.packed"
 
 
 def describe(tensors: Sequence[Tensor], isa: str) -> Description:

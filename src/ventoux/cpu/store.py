@@ -21,7 +21,8 @@ from ventoux.errors import CheckpointError, VentouxError, shown
 
 LIMIT_GB = 20.0
 VARIABLE = "VENTOUX_PACKED_GB"
-STALE = 600.0  # seconds after which nobody writes to an unfinished file any more
+BUSY = 60.0  # seconds for which an unfinished file is left to whoever has begun it
+STALE = 600.0  # seconds after which it is deleted
 PART = ".part"
 
 
@@ -50,7 +51,8 @@ def save(description: Description, weights: Sequence[_kernels.Weight], *, stoppe
     import tempfile  # here, for a start needs none of it
 
     target = folder() / description.file_name
-    if any(time.time() - part.stat().st_mtime < 60 for part in target.parent.glob(f"{target.name}.*{PART}")):
+    parts = [stat for path, stat in files_in(target.parent) if path.name.startswith(f"{target.name}.")]
+    if any(time.time() - stat.st_mtime < BUSY for stat in parts):
         raise NotKept("another process is writing it")
     target.parent.mkdir(parents=True, exist_ok=True)
     make_room(target, sum(weight.nbytes for weight in weights))
