@@ -8,6 +8,14 @@ from ventoux.checkpoint import pull
 from ventoux.cpu import instruction_sets
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_kept():
+    """Weights are packed each time, and the user's cache is left alone; tests of what is kept say otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VENTOUX_PACKED_GB", "0")
+        yield
+
+
 @pytest.fixture(scope="session")
 def default_model() -> Path:
     """The default model's file, which is fetched if it is not here yet."""

@@ -119,7 +119,7 @@ class _Cursor:
     def __init__(self, path: Path, data: NDArray[np.uint8]) -> None:
         self.path = path
         self.size = len(data)
-        self.header = data[:HEADER_BYTES].tobytes()  # bytes: 100,000 slices of a map take twice the time
+        self.header = data[:HEADER_BYTES].data
         self.position = 0
         self.items_left = ARRAY_ITEMS
         self.items = 0  # the type of the items of the last array
@@ -137,13 +137,13 @@ class _Cursor:
                 " cut off or damaged, fetch it again"
             )
         self.position, start = end, self.position
-        return self.header[start:end]
+        return bytes(self.header[start:end])
 
     def number(self, code: str) -> Any:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
 
     def check_magic(self) -> None:
-        if (magic := self.header[:4]) != b"GGUF":
+        if (magic := bytes(self.header[:4])) != b"GGUF":
             self.fail(f"not a GGUF file: expected it to begin with 'GGUF', found {shown(magic.decode('latin-1'))}")
         self.take(4)
         version = self.number("I")
@@ -193,7 +193,10 @@ class _Cursor:
 
     def strings(self, count: int) -> list[str]:
         """`count` strings. The loop is written out because a vocabulary and its merges are 100,000 of them."""
-        header, position, end = self.header, self.position, len(self.header)
+        if (short := self.short_strings(count)) is not None:
+            return short
+        header = bytes(self.header)  # 100,000 slices of a map take twice the time
+        position, end = self.position, len(header)
         found = []
         for _ in range(count):
             start = position + 8
@@ -204,6 +207,32 @@ class _Cursor:
                 self.fail("a string ends past the header's end; the file is cut off or damaged, fetch it again")
             found.append(header[start:position].decode("utf-8", "surrogateescape"))
         self.position = position
+        return found
+
+    def short_strings(self, count: int) -> list[str] | None:
+        """All of them at once, in two thirds of the time: None unless each has 1 to 255 bytes, and no NUL.
+
+        Of the length of a short string, 8 bytes, all but the first are NUL: "ab", "c" are 2 0000000 a b 1 0000000 c,
+        which these zeros cut into 2, "ab" 1, "c". If each part is as long as the number before it says, no string holds
+        such zeros itself, and the loop would find the same ones.
+        """
+        data = bytes(self.header[self.position : self.position + 64 * count + 4096])
+        parts = data.split(bytes(7), count)
+        if not count or len(parts) <= count or not all(parts):
+            return None
+        sizes = np.fromiter(map(len, parts), np.int64, count)  # of all parts but the last
+        ends = np.cumsum(sizes + 7) - 7
+        stored = np.frombuffer(data, np.uint8)
+        told = stored[ends - 1]  # the last byte of a part is the length of the next one
+        last = int(ends[-1]) + 7 + int(told[-1])
+        if sizes[0] != 1 or (sizes[1:] - 1 != told[:-1]).any() or last > len(data):
+            return None
+        text = np.ones(last, bool)
+        text[(ends - 1)[:, None] + np.arange(7)] = False  # of each length one NUL stays, before its string
+        found: list[str] = stored[:last][text].tobytes().decode("utf-8", "surrogateescape").split("\0")[1:]
+        if len(found) != count:
+            return None
+        self.position += last
         return found
 
     def tensor(self) -> TensorInfo:

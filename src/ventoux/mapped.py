@@ -1,6 +1,7 @@
 """Files as read-only memory maps: weights are used where they lie on the disk, and never copied to be read."""
 
 import mmap
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,48 @@ from numpy.typing import NDArray
 from ventoux.errors import CheckpointError
 
 
+class MappedFile(mmap.mmap):
+    """A read-only map that knows what it maps.
+
+    identity  {"path", "size", "mtime_ns", "ctime_ns", "inode"} of the file when it was opened, the path without
+              symbolic links: whatever writes to the file changes one of them
+    """
+
+    identity: dict[str, str | int]
+
+
 def map_file(path: Path) -> NDArray[np.uint8]:
     """The bytes of a file, uint8 [size], read-only. The map lives as long as any view of it."""
     try:
         with path.open("rb") as file:
-            return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped.identity = identity(os.path.realpath(path), os.fstat(file.fileno()))
+            return np.frombuffer(mapped, np.uint8)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # what mmap says of an empty file
         raise CheckpointError(f"{path}: the file is empty; fetch it again") from error
+
+
+def identity(path: str, stat: os.stat_result) -> dict[str, str | int]:
+    """What tells a file from others, and from what it was before: see MappedFile."""
+    return {
+        "path": path,
+        "size": stat.st_size,
+        "mtime_ns": stat.st_mtime_ns,
+        "ctime_ns": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
+
+
+def file_of(view: NDArray[np.uint8]) -> tuple[MappedFile, int] | None:
+    """The file that a view shows, and the view's first byte in it; None for an array in memory."""
+    root: object = view
+    while isinstance(root, np.ndarray) and root.base is not None:
+        inner, root = root, root.base
+    if isinstance(root, memoryview):
+        root = root.obj
+    return (root, view.ctypes.data - inner.ctypes.data) if isinstance(root, MappedFile) else None
 
 
 def release(view: NDArray[np.uint8]) -> None:
@@ -25,15 +59,10 @@ def release(view: NDArray[np.uint8]) -> None:
 
     A loader that has packed a weight calls this, so that the process does not hold the file and its copy at once.
     """
-    root: object = view
-    while isinstance(root, np.ndarray) and root.base is not None:
-        inner, root = root, root.base
-    if isinstance(root, memoryview):
-        root = root.obj
-    if not isinstance(root, mmap.mmap) or not hasattr(root, "madvise"):
+    if (found := file_of(view)) is None or not hasattr(found[0], "madvise"):
         return
-    start = view.ctypes.data - inner.ctypes.data
+    file, start = found
     first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE  # only whole pages: the outer ones hold neighbours
     last = (start + view.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first:
-        root.madvise(mmap.MADV_DONTNEED, first, last - first)
+        file.madvise(mmap.MADV_DONTNEED, first, last - first)

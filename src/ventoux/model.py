@@ -8,18 +8,20 @@ from dataclasses import fields
 from functools import cached_property, partial
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
 from ventoux.batch import Backend, Batch, Float32, Segment
-from ventoux.chat import VERSIONS, ChatFormat, format_for, template_in
 from ventoux.checkpoint import Checkpoint, Tensor
 from ventoux.config import ModelConfig
 from ventoux.decoding import SamplingParams
 from ventoux.engine import Completion, Engine, Event, Finished, Request, Token, check_logits, check_prompt
 from ventoux.errors import ChatError, OutOfMemoryError, PromptTooLongError, RequestError, TokenizerError, shown
 from ventoux.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from ventoux.chat import ChatFormat
 
 Message = Mapping[str, Any]
 
@@ -46,8 +48,11 @@ class Mistral:
         checkpoint: Checkpoint | None = None,
         speculation: bool = True,
     ) -> None:
-        if chat_format is not None and chat_format not in VERSIONS:
-            raise ChatError(f"chat_format must be one of {', '.join(VERSIONS)}, found {chat_format!r}")
+        if chat_format is not None:
+            from ventoux.chat import VERSIONS  # here, for continuing a text needs none of it
+
+            if chat_format not in VERSIONS:
+                raise ChatError(f"chat_format must be one of {', '.join(VERSIONS)}, found {chat_format!r}")
         self.backend = backend
         self.checkpoint = checkpoint
         self._tokenizer = tokenizer
@@ -73,11 +78,12 @@ class Mistral:
         return self._tokenizer
 
     @cached_property
-    def chat_format(self) -> ChatFormat:
+    def chat_format(self) -> "ChatFormat":
         """How conversations are written. Raises ChatError when the model has no format, TokenizerError without text."""
-        if self._wanted_format is not None:
-            return ChatFormat(self._wanted_format, self._template, "as asked for")
-        return format_for(self.tokenizer, template=self._template)
+        from ventoux.chat import ChatFormat, format_for
+
+        wanted = self._wanted_format and ChatFormat(self._wanted_format, self._template, "as asked for")
+        return wanted or format_for(self.tokenizer, template=self._template)
 
     @overload
     def generate(self, prompt: str | list[int], **params: Any) -> Completion: ...
@@ -340,11 +346,11 @@ def _texts(found: Checkpoint) -> tuple[Tokenizer | None, str | None]:
     from ventoux import tokenizer
 
     if found.kind == "gguf":  # whose metadata is read already
-        has_vocabulary = "tokenizer.ggml.tokens" in found.metadata
         template = found.metadata.get("tokenizer.chat_template")
-        return (
-            tokenizer.from_gguf(found.metadata, source=found.path) if has_vocabulary else None,
-            template if isinstance(template, str) else None,
-        )
+        has_vocabulary = "tokenizer.ggml.tokens" in found.metadata
+        words = tokenizer.from_gguf(found.metadata, source=found.path) if has_vocabulary else None
+        return words, template if isinstance(template, str) else None
+    from ventoux.chat import template_in
+
     file = tokenizer.choose(found.path)
     return tokenizer.load(file) if file else None, template_in(found.path)

@@ -7,6 +7,8 @@ from typing import Any
 import gguf as oracle
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ventoux import checkpoint, gguf
 from ventoux.errors import CheckpointError
@@ -166,3 +168,40 @@ def test_a_file_cut_anywhere_is_refused(layouts: dict[str, Path], tmp_path: Path
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError):
             checkpoint.read(path)
+
+
+SHORT = st.binary(min_size=1, max_size=255)
+ANY = st.one_of(SHORT, st.binary(max_size=9), st.binary(min_size=256, max_size=600), st.just(bytes(20)))
+
+
+@given(st.one_of(st.lists(SHORT), st.lists(ANY)), st.binary(max_size=40))
+def test_strings_are_read_at_once_as_one_by_one(strings: list[bytes], behind: bytes) -> None:
+    data = np.frombuffer(b"".join(map(string, strings)) + behind, np.uint8)
+    at_once, one_by_one = (gguf._Cursor(Path("x"), data) for _ in range(2))
+    one_by_one.short_strings = lambda count: None  # type: ignore[method-assign]
+    found = at_once.strings(len(strings))
+    assert found == one_by_one.strings(len(strings))
+    assert at_once.position == one_by_one.position
+    assert [text.encode("utf-8", "surrogateescape") for text in found] == strings
+
+
+@given(st.lists(SHORT, min_size=1, max_size=9), st.data())
+def test_damaged_strings_are_read_at_once_as_one_by_one(strings: list[bytes], data: st.DataObject) -> None:
+    damaged = bytearray(b"".join(map(string, strings)))
+    damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    del damaged[data.draw(st.integers(0, len(damaged))) :]
+    results = []
+    for at_once in (True, False):
+        cursor = gguf._Cursor(Path("x"), np.frombuffer(damaged, np.uint8))
+        if not at_once:
+            cursor.short_strings = lambda count: None  # type: ignore[method-assign]
+        try:
+            results.append((cursor.strings(len(strings)), cursor.position))
+        except CheckpointError as error:
+            results.append((str(error), 0))
+    assert results[0] == results[1]
+
+
+def test_short_strings_need_no_loop() -> None:
+    data = np.frombuffer(b"".join(map(string, [b"ab", b"c" * 255, "Ġ€".encode()])), np.uint8)
+    assert gguf._Cursor(Path("x"), data).short_strings(3) == ["ab", "c" * 255, "Ġ€"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
-COMMANDS = ("pull", "info", "demo", "interactive", "generate", "chat", "tokenize", "bench", "convert")
+COMMANDS = ("pull", "info", "demo", "interactive", "generate", "chat", "tokenize", "bench", "convert", "cache")
 
 
 def flags_of(help_text):
@@ -22,7 +22,7 @@ def sections():
 def documented(command):
     """The flags of a command by the tables of the page."""
     text = sections()
-    tables = [text[command], *([text["Which model"]] if command not in ("pull", "convert") else [])]
+    tables = [text[command], *([text["Which model"]] if command not in ("pull", "convert", "cache") else [])]
     tables += [text["generate"]] if command == "chat" else []
     rows = [
         line.split("|")[1] + line.split("|")[2] * ("too" in line)
@@ -82,6 +82,7 @@ def test_version(ventoux):
         (["generate", "x", "--threads", "0"], "--threads must be a whole number from 1 to 1024, found 0"),
         (["generate", "x", "--threads", "9" * 30], "--threads must be a whole number from 1 to 1024, found 999"),
         (["info", "a", "-m", "b"], "the model is named twice"),
+        (["cache", "clean"], "argument clear: invalid choice: 'clean' (choose from"),
         (["bench", "--repeat", "0"], "expected a whole number of at least 1, found '0'"),
     ],
 )

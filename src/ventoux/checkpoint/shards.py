@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ventoux.checkpoint import safetensors, strict_json, torchfile
+from ventoux.checkpoint import strict_json
 from ventoux.checkpoint.stored import Stored, damaged
 from ventoux.errors import CheckpointError, shown
 
 
 def read(paths: Sequence[Path]) -> dict[str, list[Stored]]:
     """name -> what each file has under that name, in the order of the files."""
+    from ventoux.checkpoint import safetensors, torchfile  # here, for a GGUF file needs neither
+
     found: dict[str, list[Stored]] = {}
     for path in paths:
         for tensor in safetensors.read(path) if path.suffix == ".safetensors" else torchfile.read(path):

@@ -29,30 +29,25 @@ Run = Callable[[Namespace], None]
 
 def run(arguments: Sequence[str]) -> None:
     """Parse the arguments and do what they say."""
-    args = parser().parse_args(arguments)
+    args = parser(arguments[0]).parse_args(arguments)
     try:
         args.run(args)
     except UsageError as error:
         args.parser.error(str(error))
 
 
-def parser() -> ArgumentParser:
+def parser(first: str = "") -> ArgumentParser:
+    """For arguments that begin with `first`: when that is a command, of this one alone, which takes less time."""
     top = Parser(prog="ventoux", description=ABOUT, formatter_class=FORMAT)
     top.add_argument("--version", action=Version, nargs=0, help="print the version and exit")
-    top.add_argument("--debug", action="store_true", help="show the traceback of an error; allowed anywhere")
+    top.add_argument(
+        "--debug",
+        action="store_true",
+        help="show the traceback of an error, and why weights are packed; allowed anywhere",
+    )
     commands = top.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    for add in (
-        add_pull,
-        add_info,
-        add_demo,
-        add_interactive,
-        add_generate,
-        add_chat,
-        add_tokenize,
-        add_bench,
-        add_convert,
-    ):
-        add(functools.partial(command, commands))
+    for name in [first] if first in COMMANDS else COMMANDS:
+        COMMANDS[name](functools.partial(command, commands, name))
     return top
 
 
@@ -83,7 +78,7 @@ def add_pull(add: Add) -> None:
         "Fetch a model and print its path. One that is here already is checked: the default model by its hash, others"
         " by asking the hub again. A hub id is org/name, or org/name:file.gguf for one file of several."
     )
-    add("pull", about, pull).add_argument("name", nargs="?", metavar="MODEL", help=MODEL_HELP)
+    add(about, pull).add_argument("name", nargs="?", metavar="MODEL", help=MODEL_HELP)
 
 
 def pull(args: Namespace) -> None:
@@ -94,7 +89,7 @@ def pull(args: Namespace) -> None:
 
 def add_info(add: Add) -> None:
     about = "Show what a model is and what will be used. Sizes, tensors, window, tokenizer, chat format, arithmetic."
-    flags = add("info", about, info, parents=[model_flags()])
+    flags = add(about, info, parents=[model_flags()])
     flags.add_argument("name", nargs="?", metavar="MODEL", help=MODEL_HELP)
     add_chat_format(flags)
     add_json(flags)
@@ -107,7 +102,7 @@ def info(args: Namespace) -> None:
 
 
 def add_demo(add: Add) -> None:
-    flags = add("demo", "Continue the reference's three prompts.", demo, parents=[model_flags()])
+    flags = add("Continue the reference's three prompts.", demo, parents=[model_flags()])
     add_reference_flags(flags, temperature=0.0)
 
 
@@ -120,7 +115,7 @@ def demo(args: Namespace) -> None:
 
 def add_interactive(add: Add) -> None:
     about = "Continue prompt after prompt, as the reference does. Ends with the input (Ctrl-D)."
-    flags = add("interactive", about, interactive, parents=[model_flags()])
+    flags = add(about, interactive, parents=[model_flags()])
     add_reference_flags(flags, temperature=0.7)
     flags.add_argument("--instruct", action="store_true", help="talk in turns, in the model's chat format")
 
@@ -133,7 +128,7 @@ def interactive(args: Namespace) -> None:
 
 
 def add_generate(add: Add) -> None:
-    flags = add("generate", "Continue a text.", generate, parents=[model_flags(), sampling_flags()])
+    flags = add("Continue a text.", generate, parents=[model_flags(), sampling_flags()])
     flags.add_argument("prompt", nargs="?", metavar="PROMPT", help="default: standard input")
     flags.add_argument(
         "--logprobs",
@@ -157,7 +152,7 @@ def generate(args: Namespace) -> None:
 
 def add_chat(add: Add) -> None:
     about = "Talk with a model. Alt-Enter starts a new line, Ctrl-C stops an answer, /help lists the commands."
-    flags = add("chat", about, chat, parents=[model_flags(), sampling_flags()])
+    flags = add(about, chat, parents=[model_flags(), sampling_flags()])
     flags.add_argument("--message", metavar="TEXT", help="answer this one message and exit")
     flags.add_argument("--system", metavar="TEXT", help="the system prompt")
     flags.add_argument("--safe-prompt", action="store_true", help="put Mistral's guardrail prompt first")
@@ -178,7 +173,7 @@ def chat(args: Namespace) -> None:
 
 
 def add_tokenize(add: Add) -> None:
-    flags = add("tokenize", "Show the tokens of a text.", tokenize, parents=[model_flags()])
+    flags = add("Show the tokens of a text.", tokenize, parents=[model_flags()])
     flags.add_argument("text", nargs="?", metavar="TEXT", help="default: standard input")
     flags.add_argument("--chat", action="store_true", help="as a user's message, in the model's chat format")
     add_chat_format(flags)
@@ -201,7 +196,7 @@ def add_bench(add: Add) -> None:
         " prompt, decode adds one token a step. What is timed is the model's forward passes and the choice of the"
         " likeliest token, after one short warm-up; making text out of ids is not. The prompt's ids are random."
     )
-    flags = add("bench", about, bench, parents=[model_flags()])
+    flags = add(about, bench, parents=[model_flags()])
     flags.add_argument("--prompt", type=positive, default=512, metavar="N", help="tokens to read (default: 512)")
     flags.add_argument("--new", type=positive, default=32, metavar="N", help="tokens to decode (default: 32)")
     flags.add_argument("--depth", type=int, default=0, metavar="N", help="positions in the cache before (default: 0)")
@@ -224,7 +219,7 @@ def add_convert(add: Add) -> None:
         "Write a checkpoint in another layout or number format. SRC is what -m takes elsewhere. DST must not be there"
         " yet, and appears when it is complete. Tokenizer and chat template go along."
     )
-    flags = add("convert", about, convert)
+    flags = add(about, convert)
     flags.add_argument("src", metavar="SRC", help=MODEL_HELP.partition(" (")[0])
     flags.add_argument("dst", metavar="DST", help="a folder (raw, hf) or a file (gguf)")
     flags.add_argument(
@@ -258,6 +253,37 @@ def convert(args: Namespace) -> None:
         raise UsageError(f"--to {args.to} writes a folder, but {shown(args.dst)} is named as a GGUF file")
     done = convert(args.src, args.dst, to=args.to, dtype=args.dtype, shard_size=args.shard_size, window=args.window)
     summarize(done)
+
+
+def add_cache(add: Add) -> None:
+    about = (
+        "Show the packed weights that are kept for the next start. Size, last use, whether they are good, and the"
+        " model; `clear` deletes them all. What was not used for longest goes by itself when there are more than"
+        " VENTOUX_PACKED_GB gigabytes (20; 0 keeps none)."
+    )
+    flags = add(about, cache)
+    flags.add_argument("action", nargs="?", choices=["clear"], metavar="clear", help="delete them all")
+    add_json(flags)
+
+
+def cache(args: Namespace) -> None:
+    from ventoux.cli.cache import cache
+
+    cache(args.action, as_json=args.json)
+
+
+COMMANDS: dict[str, Callable[[Add], None]] = {
+    "pull": add_pull,
+    "info": add_info,
+    "demo": add_demo,
+    "interactive": add_interactive,
+    "generate": add_generate,
+    "chat": add_chat,
+    "tokenize": add_tokenize,
+    "bench": add_bench,
+    "convert": add_convert,
+    "cache": add_cache,
+}
 
 
 def add_reference_flags(flags: ArgumentParser, *, temperature: float) -> None:

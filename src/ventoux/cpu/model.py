@@ -15,6 +15,7 @@ from ventoux.checkpoint.tensor import Tensor
 from ventoux.config import ModelConfig
 from ventoux.cpu import _kernels
 from ventoux.cpu.machine import isa, physical_cores
+from ventoux.cpu.packing import weights_of
 from ventoux.errors import VentouxError
 
 Compute = Literal["auto", "mixed", "int16", "f32"]
@@ -59,10 +60,13 @@ class Backend:
         self.compute: Literal["mixed", "int16", "f32"] = compute if compute != "auto" else "mixed" if blocks else "f32"
         self._pool = _kernels.Pool(threads or physical_cores(), isa())
         self._lock = threading.Lock()  # kernels share the pool's memory: one forward at a time
-        self._embedding = tensors["embed_tokens.weight"]
+        self._embedding = tensors["embed_tokens.weight"]  # rows are looked up in its file
         self._norm = tensors["norm.weight"].float32()
-        self._head = self._pack(tensors["embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"])
-        self._layers = [self._layer(tensors, f"layers.{i}.") for i in range(config.num_layers)]
+        head = "embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"
+        matrices = [t for name, t in tensors.items() if len(t.shape) == 2 and (name == head or "layers." in name)]
+        weights = weights_of(self._pool, matrices)
+        self._head = weights[head]
+        self._layers = [layer_of(tensors, weights, f"layers.{i}.") for i in range(config.num_layers)]
         self._inverse_frequencies = inverse_frequencies(config)
         self._scratch: dict[str, Float32] = {}
 
@@ -147,23 +151,19 @@ class Backend:
             self._scratch[name] = np.empty((rows, columns), np.float32)
         return self._scratch[name][:rows]
 
-    def _pack(self, tensor: Tensor) -> _kernels.Weight:
-        weight = _kernels.Weight(self._pool, tensor.format, tensor.shape[1], tensor.data, tensor.row_order)
-        tensor.release()
-        return weight
 
-    def _layer(self, tensors: Mapping[str, Tensor], prefix: str) -> Layer:
-        def pack(name: str) -> _kernels.Weight:
-            return self._pack(tensors[f"{prefix}{name}.weight"])
+def layer_of(tensors: Mapping[str, Tensor], weights: Mapping[str, _kernels.Weight], prefix: str) -> Layer:
+    def weight(name: str) -> _kernels.Weight:
+        return weights[f"{prefix}{name}.weight"]
 
-        return Layer(
-            input_norm=tensors[f"{prefix}input_layernorm.weight"].float32(),
-            qkv=[pack(f"self_attn.{name}_proj") for name in "qkv"],
-            o=pack("self_attn.o_proj"),
-            post_norm=tensors[f"{prefix}post_attention_layernorm.weight"].float32(),
-            gate_up=[pack("mlp.gate_proj"), pack("mlp.up_proj")],
-            down=pack("mlp.down_proj"),
-        )
+    return Layer(
+        input_norm=tensors[f"{prefix}input_layernorm.weight"].float32(),
+        qkv=[weight(f"self_attn.{name}_proj") for name in "qkv"],
+        o=weight("self_attn.o_proj"),
+        post_norm=tensors[f"{prefix}post_attention_layernorm.weight"].float32(),
+        gate_up=[weight("mlp.gate_proj"), weight("mlp.up_proj")],
+        down=weight("mlp.down_proj"),
+    )
 
 
 def inverse_frequencies(config: ModelConfig) -> Float32:

@@ -35,7 +35,7 @@ class Generation:
         self._prompt_tokens = len(self.ids)
         self._params = params
         self._ends = {*params.stop_ids, *(() if params.ignore_eos else eos_ids)}
-        self._rng = np.random.Generator(np.random.PCG64(params.seed))
+        self._rng = np.random.Generator(np.random.PCG64(params.seed)) if params.temperature else None
         self._history = History(self.ids)
         self.guesses = guesses
         self._lookup = PromptLookup(self.ids) if guesses else None

@@ -7,7 +7,6 @@ weights in few bits. Layouts: https://github.com/ggml-org/ggml/blob/master/src/g
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -108,7 +107,14 @@ def _unpack_q8_0(blocks: Bytes) -> Float32:
     return _half(blocks, 0) * blocks[:, 2:].view(np.int8).astype(np.float32)
 
 
+def _unpack_bf16(blocks: Bytes) -> Float32:
+    """The upper halves of float32 numbers."""
+    return (blocks.view("<u2").astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
 def _pack_bf16(blocks: Float32) -> Bytes:
+    import ml_dtypes  # here, for a start has no use for it
+
     return blocks.astype(ml_dtypes.bfloat16).view(np.uint8)
 
 
@@ -133,7 +139,7 @@ def _pack_q4_0(blocks: Float32) -> Bytes:
 _UNPACK: dict[str, Callable[[Bytes], Float32]] = {
     "F32": lambda blocks: blocks.view("<f4").astype(np.float32),
     "F16": lambda blocks: blocks.view("<f2").astype(np.float32),
-    "BF16": lambda blocks: blocks.view(ml_dtypes.bfloat16).astype(np.float32),
+    "BF16": _unpack_bf16,
     "Q8_0": _unpack_q8_0,
     "Q4_0": _unpack_q4_0,
     "Q4_1": _unpack_q4_1,

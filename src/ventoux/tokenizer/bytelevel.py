@@ -1,11 +1,13 @@
 """Byte-level BPE out of a GGUF file: `tokenizer.ggml.model` "gpt2", cut as `tokenizer.ggml.pre` says."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ventoux.errors import TokenizerError
-from ventoux.tokenizer.huggingface import ByteLevelTokenizer
+from ventoux.tokenizer.huggingface import ByteLevelTokenizer, encoder
+from ventoux.tokenizer.merges import Merges, are_sound
 from ventoux.tokenizer.specials import gguf_specials
 from ventoux.tokenizer.stream import reading
 from ventoux.tokenizer.version import GGUF_KEY, stated_version
@@ -43,7 +45,7 @@ WHOLE_WORDS = {"llama-bpe", "llama3", "llama-v3", "tekken"}
 def from_gguf(metadata: Mapping[str, Any], source: str | Path) -> ByteLevelTokenizer:
     """The vocabulary of a GGUF file; a pre-tokenizer that is not in PATTERNS is refused, since ids would be wrong."""
     with reading(source):
-        model = model_of(metadata, source)
+        encode = _encoder(metadata, source)
         pieces: list[str] = metadata["tokenizer.ggml.tokens"]
         control = {piece: i for i, piece in _special(metadata, CONTROL)}
         literal = {i for i, _ in _special(metadata, USER_DEFINED)}
@@ -55,25 +57,51 @@ def from_gguf(metadata: Mapping[str, Any], source: str | Path) -> ByteLevelToken
         adds_bos=metadata.get("tokenizer.ggml.pre") in WHOLE_WORDS,
         version=stated_version(metadata, GGUF_KEY, pieces),
     )
-    return ByteLevelTokenizer(model, specials, pieces=pieces, literal=literal)
+    return ByteLevelTokenizer(encode, specials, pieces=pieces, literal=literal)
+
+
+def _encoder(metadata: Mapping[str, Any], source: str | Path) -> Callable[[str], list[int]]:
+    """Text -> ids. The library's model is built when there is text enough, or something that only it can tell."""
+    pre, merges = _pre(metadata, source), metadata["tokenizer.ggml.merges"]
+    vocab = _vocab(metadata, control=False)
+    if _special(metadata, USER_DEFINED) or not are_sound(vocab, merges):
+        return encoder(model_of(metadata, source))
+    build = partial(model_of, metadata, source)
+    return Merges(vocab, merges, splitter=splitter(pre), whole_words=pre in WHOLE_WORDS, build=build).encode
 
 
 def model_of(metadata: Mapping[str, Any], source: str | Path, *, control: bool = False) -> "tokenizers.Tokenizer":
     """How a GGUF file's text is cut; with `control`, control tokens are in the vocabulary, and still no text's."""
-    pre = metadata.get("tokenizer.ggml.pre", "default")
-    if not isinstance(pre, str) or pre not in PATTERNS:
-        raise TokenizerError(f"{source}: tokenizer.ggml.pre: expected one of {sorted(PATTERNS)}, found {pre!r}")
-    vocab = {piece: i for i, piece in enumerate(metadata["tokenizer.ggml.tokens"])}
-    if not control:  # what is not in the vocabulary cannot be cut out of a text
-        for _, piece in _special(metadata, CONTROL):
-            vocab.pop(piece, None)
+    pre, vocab = _pre(metadata, source), _vocab(metadata, control=control)
     merges = [(left, right) for left, _, right in (m.partition(" ") for m in metadata["tokenizer.ggml.merges"])]
     return _model(vocab, merges, pre=pre, literal=[piece for _, piece in _special(metadata, USER_DEFINED)])
 
 
+def _pre(metadata: Mapping[str, Any], source: str | Path) -> str:
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if not isinstance(pre, str) or pre not in PATTERNS:
+        raise TokenizerError(f"{source}: tokenizer.ggml.pre: expected one of {sorted(PATTERNS)}, found {pre!r}")
+    return pre
+
+
+def _vocab(metadata: Mapping[str, Any], *, control: bool) -> dict[str, int]:
+    pieces = metadata["tokenizer.ggml.tokens"]
+    vocab = dict(zip(pieces, range(len(pieces)), strict=True))
+    if not control:  # what is not in the vocabulary cannot be cut out of a text
+        for _, piece in _special(metadata, CONTROL):
+            vocab.pop(piece, None)
+    return vocab
+
+
 def _special(metadata: Mapping[str, Any], kind: int) -> list[tuple[int, str]]:
     pieces, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
-    return [(i, piece) for i, (piece, each) in enumerate(zip(pieces, types, strict=True)) if each == kind]
+    if len(types) != len(pieces):
+        raise ValueError(f"there are {len(pieces)} tokens and {len(types)} types of tokens")
+    found, i = [], -1
+    for _ in range(types.count(kind)):  # few among 100,000: searching for them is faster than going through all
+        i = types.index(kind, i + 1)
+        found.append((i, pieces[i]))
+    return found
 
 
 def splitter(pre: str) -> "PreTokenizer":

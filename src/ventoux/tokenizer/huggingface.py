@@ -2,8 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,23 +30,30 @@ BYTE_OF = _byte_alphabet()
 
 
 class _Cut(PieceTokenizer):
-    """Cuts with the `tokenizers` library; `pieces` are the vocabulary in order of id, "" where it leaves an id out.
+    """Cuts as the `tokenizers` library does; `pieces` are the vocabulary in order of id, "" where it leaves an id out.
 
-    `literal` are the ids of added tokens that are no control tokens: their names are their text.
+    `encode` turns text into ids, `literal` are the ids of added tokens that are no control tokens: their names are
+    their text. `unknown` is the token for what the vocabulary cannot write, None when there is none.
     """
 
     def __init__(
-        self, model: "tokenizers.Tokenizer", specials: Specials, *, pieces: Sequence[str], literal: Collection[int]
+        self,
+        encode: Callable[[str], list[int]],
+        specials: Specials,
+        *,
+        pieces: Sequence[str],
+        literal: Collection[int],
+        unknown: str | None = None,
     ) -> None:
         super().__init__(len(pieces), specials)
-        self._model = model
+        self._encode = encode
+        self._unknown = unknown
         self._pieces = pieces
         self._literal = literal
 
     def _cut(self, text: str) -> list[int]:
-        ids: list[int] = self._model.encode(text, add_special_tokens=False).ids
-        unknown = self._model.model.unk_token
-        met = {self._pieces[i] for i in self._control_ids.intersection(ids)} - {unknown}
+        ids = self._encode(text)
+        met = {self._pieces[i] for i in self._control_ids.intersection(ids)} - {self._unknown}
         if met:
             raise TokenizerError(
                 f"this tokenizer turns plain text into the control tokens {sorted(met)}; take them out of the text"
@@ -77,18 +83,13 @@ class ByteFallbackTokenizer(_Cut):
     """sentencepiece's BPE as tokenizer.json writes it: `▁` for a space, `<0x0A>` for a byte without a piece."""
 
     _errors = "surrogateescape"
-
-    @cached_property
-    def _strips(self) -> bool:
-        """Whether the space that encoding puts before the text is taken off again."""
-        space = self._model.token_to_id("▁")
-        return space is not None and self._model.decode([space]) == ""
+    strips = False  # whether the space that encoding puts before the text is taken off again
 
     def _surface(self, token_id: int, first: bool) -> bytes:
         piece = self._piece(token_id)
         if byte := BYTE_PIECE.fullmatch(piece):
             return bytes([int(byte[1], 16)])
-        if first and self._strips:
+        if first and self.strips:
             piece = piece.removeprefix("▁")
         return piece.replace("▁", " ").encode()
 
@@ -119,15 +120,28 @@ def from_text(text: str, config: Mapping[str, Any], *, source: str | Path) -> Pi
         control = {token.content: token_id for token_id, token in added.items() if token.special}
         literal = {token_id for token_id, token in added.items() if not token.special}
         specials = _specials(model, control, stated_version(config, CONFIG_KEY, pieces), config)
-        parts = _decoder_parts(model)
+        parts, encode, unknown = _decoder_parts(model), encoder(model), model.model.unk_token
         if "ByteLevel" in parts:
-            return ByteLevelTokenizer(model, specials, pieces=pieces, literal=literal)
+            return ByteLevelTokenizer(encode, specials, pieces=pieces, literal=literal, unknown=unknown)
         if parts & {"ByteFallback", "Metaspace"}:
-            return ByteFallbackTokenizer(model, specials, pieces=pieces, literal=literal)
+            found = ByteFallbackTokenizer(encode, specials, pieces=pieces, literal=literal, unknown=unknown)
+            space = model.token_to_id("▁")
+            found.strips = space is not None and model.decode([space]) == ""
+            return found
         raise TokenizerError(
             f"{source}: expected a decoder of type ByteLevel, ByteFallback or Metaspace, found"
             f" {sorted(parts) or 'none'}, which Ventoux does not read"
         )
+
+
+def encoder(model: "tokenizers.Tokenizer") -> Callable[[str], list[int]]:
+    """Text -> ids of a model of the library."""
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = model.encode(text, add_special_tokens=False).ids
+        return ids
+
+    return encode
 
 
 def _pieces(model: "tokenizers.Tokenizer", path: str | Path) -> list[str]:

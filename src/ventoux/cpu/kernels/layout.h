@@ -15,6 +15,10 @@
 
 namespace ventoux {
 
+// Packed weights are kept in files (cpu/kept.py). Another number makes the files of all machines anew: whoever changes
+// a byte of what weight.cpp writes raises it; tests/cpu/test_kept.py knows the bytes of small weights.
+constexpr int kLayoutVersion = 1;
+
 struct Layout {
   int bits;          // of a quant; 0 for float formats
   int group;         // columns

@@ -9,6 +9,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "layout.h"
 #include "ops.h"
 
 namespace nb = nanobind;
@@ -21,6 +22,7 @@ using Floats1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::
 using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Out2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void require(bool ok, const char* what) {
@@ -60,6 +62,23 @@ Rounding rounding_of(const std::string& compute) {
   if (compute == "int16") return Rounding::Int16;
   require(compute == "mixed", "compute must be f32, int16 or mixed");
   return Rounding::Mixed;
+}
+
+size_t packed_bytes(const std::string& format, int rows, int columns) {
+  const Format f = format_of(format);
+  require(rows > 0 && rows <= INT_MAX - kPanel && Weight::row_bytes(f, columns) > 0, "no matrix of this format has this shape");
+  return Weight::memory_bytes(f, rows, columns);
+}
+
+Weight* mapped_weight(const std::string& format, int rows, int columns, Bytes packed) {
+  require(packed.shape(0) == packed_bytes(format, rows, columns), "packed bytes of another shape or format");
+  require(reinterpret_cast<uintptr_t>(packed.data()) % 64 == 0, "packed bytes must begin at a multiple of 64");
+  return new Weight(format_of(format), rows, columns, packed.data());
+}
+
+nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>> packed_of(nb::handle self) {
+  const Weight& w = nb::cast<const Weight&>(self);
+  return {w.data(), {Weight::memory_bytes(w.format(), w.rows(), w.columns())}, self};
 }
 
 void linear_py(Pool& pool, Floats2 x, const std::vector<Weight*>& weights, const std::vector<Out2>& outs, bool add,
@@ -129,6 +148,9 @@ NB_MODULE(_kernels, m) {
 
   m.def("instruction_sets", &instruction_sets, "Names of the instruction sets that this machine can run, best first.");
 
+  m.attr("LAYOUT_VERSION") = kLayoutVersion;
+  m.def("packed_bytes", &packed_bytes, "format"_a, "rows"_a, "columns"_a, "Bytes of a weight's memory when it is packed.");
+
   nb::class_<Pool>(m, "Pool", "Threads, and the instruction set that they run.")
       .def(nb::init<int, const std::string&>(), "threads"_a, "isa"_a)
       .def_prop_ro("threads", &Pool::threads)
@@ -137,6 +159,9 @@ NB_MODULE(_kernels, m) {
   nb::class_<Weight>(m, "Weight", "A matrix, packed for the kernels in its own bit width.")
       .def("__init__", &make_weight, "pool"_a, "format"_a, "columns"_a, "data"_a, "order"_a.none() = nb::none(),
            "data: uint8 [rows, bytes of a row]; logical row i is data[order[i]].")
+      .def_static("mapped", &mapped_weight, "format"_a, "rows"_a, "columns"_a, "packed"_a.noconvert(), nb::keep_alive<0, 4>(),
+                  "A weight whose memory is `packed`, uint8 [packed_bytes(...)], the bytes of another one's `packed`.")
+      .def_prop_ro("packed", &packed_of, "Its memory, uint8 [packed_bytes(...)], read-only.")
       .def_prop_ro("nbytes", &Weight::nbytes)
       .def_prop_ro("rows", &Weight::rows)
       .def_prop_ro("columns", &Weight::columns);

@@ -110,6 +110,13 @@ void pack_block(Format f, const uint8_t* block, int row, uint8_t* out) {
   }
 }
 
+// Bytes that a block's columns take in a panel, in all of its 16 rows.
+size_t block_in_panel(Format f) {
+  const Block block = block_of(f);
+  const Layout l = layout(f);
+  return l.bits ? size_t(l.block_bytes()) * size_t(block.columns / (l.group * l.per_block)) : size_t(kPanel * block.bytes);
+}
+
 }  // namespace
 
 size_t Weight::row_bytes(Format format, int columns) {
@@ -117,17 +124,26 @@ size_t Weight::row_bytes(Format format, int columns) {
   return columns <= 0 || columns % block.columns ? 0 : size_t(columns / block.columns) * size_t(block.bytes);
 }
 
+size_t Weight::memory_bytes(Format format, int rows, int columns) {
+  return (Weight(format, rows, columns, nullptr).bytes_ + kSlack + 63) / 64 * 64;
+}
+
+Weight::Weight(Format format, int rows, int columns, const uint8_t* packed)
+    : format_(format), rows_(rows), columns_(columns), panels_((rows + kPanel - 1) / kPanel), data_(packed) {
+  panel_bytes_ = size_t(columns / block_of(format).columns) * block_in_panel(format);
+  bytes_ = panel_bytes_ * size_t(panels_);
+}
+
 Weight::Weight(Pool& pool, Format format, int rows, int columns, const uint8_t* data, const int32_t* order)
-    : format_(format), rows_(rows), columns_(columns), panels_((rows + kPanel - 1) / kPanel) {
+    : Weight(format, rows, columns, nullptr) {
   const Block block = block_of(format);
   const Layout l = layout(format);
   const size_t blocks = size_t(columns / block.columns), row_bytes = blocks * size_t(block.bytes);
-  const size_t out_bytes = l.bits ? size_t(l.block_bytes()) * size_t(block.columns / (l.group * l.per_block))
-                                  : size_t(kPanel * block.bytes);
-  panel_bytes_ = blocks * out_bytes;
-  bytes_ = panel_bytes_ * size_t(panels_);
-  memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, (bytes_ + 64 + 63) / 64 * 64)));
+  const size_t out_bytes = block_in_panel(format), memory = memory_bytes(format, rows, columns);
+  memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, memory)));
   if (!memory_) throw std::bad_alloc();
+  std::memset(memory_.get() + bytes_, 0, memory - bytes_);
+  data_ = memory_.get();
   pool.run(panels_, [&](int panel, int) {
     uint8_t* out = memory_.get() + size_t(panel) * panel_bytes_;
     const int lanes = std::min(kPanel, rows_ - panel * kPanel);
@@ -145,6 +161,6 @@ Weight::Weight(Pool& pool, Format format, int rows, int columns, const uint8_t* 
   });
 }
 
-Matrix Weight::matrix() const { return {format_, rows_, columns_, panels_, panel_bytes_, memory_.get()}; }
+Matrix Weight::matrix() const { return {format_, rows_, columns_, panels_, panel_bytes_, data_}; }
 
 }  // namespace ventoux

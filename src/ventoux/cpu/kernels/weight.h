@@ -1,4 +1,4 @@
-// A weight, repacked from the file's rows into panels.
+// A weight, repacked from the file's rows into panels, or such panels where they lie already.
 #pragma once
 
 #include <cstdlib>
@@ -9,14 +9,21 @@
 
 namespace ventoux {
 
+constexpr size_t kSlack = 64;  // bytes behind a weight's panels that a kernel may load and not use
+
 class Weight {
  public:
   // `data` is [rows][bytes of a row] in the file's layout (GGML's blocks); logical row i stands in row order[i], or in row
   // i when `order` is null.
   Weight(Pool& pool, Format format, int rows, int columns, const uint8_t* data, const int32_t* order);
+  // The memory of an equal weight, kept elsewhere: `packed` is aligned to 64 bytes and outlives this weight.
+  Weight(Format format, int rows, int columns, const uint8_t* packed);
   // Bytes of a row in the file's layout, 0 when `columns` is no multiple of the format's block.
   static size_t row_bytes(Format format, int columns);
+  // Bytes of a weight's memory: its panels and kSlack behind them, a multiple of 64.
+  static size_t memory_bytes(Format format, int rows, int columns);
   Matrix matrix() const;
+  const uint8_t* data() const { return data_; }
   size_t nbytes() const { return bytes_; }
   int rows() const { return rows_; }
   int columns() const { return columns_; }
@@ -29,7 +36,8 @@ class Weight {
   Format format_;
   int rows_, columns_, panels_;
   size_t panel_bytes_, bytes_;
-  std::unique_ptr<uint8_t, Free> memory_;
+  std::unique_ptr<uint8_t, Free> memory_;  // null when the bytes are somebody else's
+  const uint8_t* data_;
 };
 
 }  // namespace ventoux
