@@ -97,7 +97,7 @@ class Backend:
 
     def new_cache(self) -> Cache:
         c = self.config
-        return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, half=self.description.kv_itemsize == 2)
+        return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, "f16" if self.description.kv_itemsize == 2 else "f32")
 
     def forward(self, batch: Batch, cache: Cache) -> Float32:
         """Run the batch, advance the cache -> logits [rows asked for, vocab_size] float32."""

@@ -1,176 +1,297 @@
-// Softmax attention of one query position over the ring of its sequence and the chunk that is being added.
+// Softmax attention of a span's queries over the panels of one KV head, block by block of 256 positions.
 //
-// The chunk is read beside the ring, not from it: writing it first could overwrite keys that its first queries still
-// see. Keys are visited in the order of their positions and every sum is grouped by position, so that the result does
-// not depend, to the last bit, on how a prompt was cut into chunks.
+// Each (query, block) has a maximum, a sum of exponentials and weighted values of its own, made in the order of positions;
+// they are added to what the query found before in the order of blocks. So no bit depends on the tile that a query is in,
+// on how a prompt was cut into chunks, or on how many threads share the blocks.
 #pragma once
 
-#include "elementwise.h"
+#include "store_kv.h"
 
 namespace ventoux {
 namespace {
 
-// Query heads that are scored together against one load of the keys.
-constexpr int kHeads = 4;
+// A maximum below all scores: of blocks in which a query sees nothing. (Differences of infinities would be NaN.)
+constexpr float kNothing = -3e38f;
 
-template <bool half>
+template <KvType kv>
 inline Floats load_kv(const uint8_t* p, size_t index) {
-  if constexpr (half) return load_half((const uint16_t*)p + index);
-  return load((const float*)p + index);
+  if constexpr (kv == KvType::F32) return load((const float*)p + index);
+  if constexpr (kv == KvType::F16) return load_half((const uint16_t*)p + index);
+  return load_i8(p + index);
 }
 
-// scores[h * stride + i] = q[h] . key of slot0 + i, for i in [0, n): `keys` are panels of 16 slots, [panel][head_dim][16].
-template <bool half, int H>
-inline void score(const float* q, int head_dim, const uint8_t* keys, int slot0, int n, float scale, float* scores, size_t stride) {
-  for (int slot = slot0 & ~15; slot < slot0 + n; slot += kPanel) {
-    const size_t panel = size_t(slot) * round_up(head_dim);
-    Floats sum[H];
-    for (int h = 0; h < H; h++) sum[h] = splat(0);
-    for (int d = 0; d < head_dim; d++) {
-      const Floats key = load_kv<half>(keys, panel + size_t(d) * kPanel);
-#pragma GCC unroll 4
-      for (int h = 0; h < H; h++) sum[h] = fma(key, splat(q[h * head_dim + d]), sum[h]);
+// to[Q][kBlock] = q . keys of P panels, 16 lanes each: q is [D][Q], keys [D][16].
+template <KvType kv, int Q, int P>
+inline void score(const float* q, const uint8_t* const* panels, int D, float* to) {
+  Floats sum[Q][P];
+  for (int i = 0; i < Q; i++)
+    for (int p = 0; p < P; p++) sum[i][p] = splat(0);
+  for (int d = 0; d < D; d++) {
+    Floats key[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++) key[p] = load_kv<kv>(panels[p], size_t(d) * kPanel);
+#pragma GCC unroll 12
+    for (int i = 0; i < Q; i++) {
+      const Floats x = splat(q[size_t(d) * Q + i]);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; p++) sum[i][p] = fma(key[p], x, sum[i][p]);
     }
-    const int first = slot < slot0 ? slot0 - slot : 0, last = slot + kPanel > slot0 + n ? slot0 + n - slot : kPanel;
-    for (int h = 0; h < H; h++) {
-      const Floats scaled = mul(sum[h], splat(scale));
-      float* to = scores + h * stride;
-      const int at = slot - slot0;  // negative where the first panel begins before slot0
-      if (last - first == kPanel) {
-        store(to + at, scaled);
-        continue;
+  }
+  for (int p = 0; p < P; p++)
+    for (int i = 0; i < Q; i++) {
+      if constexpr (kv == KvType::I8) {
+        const float* scales = (const float*)(panels[p] + size_t(kPanel) * round_up(D));
+        sum[i][p] = mul(sum[i][p], load(scales));
       }
-      float lanes[kPanel];
-      store(lanes, scaled);
-      for (int i = first; i < last; i++) to[at + i] = lanes[i];
+      store(to + i * kBlock + p * kPanel, sum[i][p]);
+    }
+}
+
+// to[Q][.] += weights[Q][kBlock] . values of keys [low, high) of a block, P times 16 components; values [D / 16][16][16].
+template <KvType kv, int Q, int P>
+inline void weigh(const float* weights, const uint8_t* const* panels, size_t offset, int low, int high, float* to, int stride) {
+  Floats sum[Q][P];
+  for (int i = 0; i < Q; i++)
+    for (int p = 0; p < P; p++) sum[i][p] = load(to + i * stride + p * kPanel);
+  for (int key = low; key < high;) {
+    const uint8_t* values = panels[key / kPanel] + offset;
+    const int end = (key | (kPanel - 1)) < high ? (key | (kPanel - 1)) + 1 : high;
+    for (; key < end; key++) {
+      Floats value[P];
+#pragma GCC unroll 8
+      for (int p = 0; p < P; p++) value[p] = load_kv<kv>(values, size_t((key % kPanel + p * kPanel) * kPanel));
+#pragma GCC unroll 12
+      for (int i = 0; i < Q; i++) {
+        const Floats x = splat(weights[i * kBlock + key]);
+#pragma GCC unroll 8
+        for (int p = 0; p < P; p++) sum[i][p] = fma(value[p], x, sum[i][p]);
+      }
     }
   }
+  for (int i = 0; i < Q; i++)
+    for (int p = 0; p < P; p++) store(to + i * stride + p * kPanel, sum[i][p]);
 }
 
-// exp(score - max) in place for entries [first, n); entries before `first` become 0 -> their sum. `n` is a multiple of 16.
-inline float softmax_numerators(float* scores, int first, int valid, int n) {
-  for (int i = 0; i < first; i++) scores[i] = -__builtin_inff();
-  for (int i = valid; i < n; i++) scores[i] = -__builtin_inff();
-  Floats peak = load(scores);
-  for (int i = kPanel; i < n; i += kPanel) peak = max(peak, load(scores + i));
-  const Floats most = splat(reduce_max(peak));
-  Floats total = splat(0);
-  for (int i = 0; i < n; i += kPanel) {
-    const Floats p = exp(sub(load(scores + i), most));
-    store(scores + i, p);
-    total = add(total, p);
-  }
-  for (int i = 0; i < first; i++) scores[i] = 0;
-  return reduce_add(total);
+// Panels, or 16 components, at once beside Q queries: enough sums that the latency of adding is hidden.
+template <int Q>
+constexpr int kBeside = Q >= kSums ? 1 : (kSums + Q - 1) / Q;
+
+template <KvType kv, int Q>
+inline void weigh_all(const AttentionShape& s, const float* weights, const uint8_t* const* panels, int low, int high, float* to) {
+  const int padded = round_up(s.head_dim);
+  const size_t values = plane_bytes(s), step = size_t(kPanel) * kv_bytes(kv);
+  int d = 0;
+  for (; low < high && d + kBeside<Q> * kPanel <= padded; d += kBeside<Q> * kPanel)
+    weigh<kv, Q, kBeside<Q>>(weights, panels, values + size_t(d) * step, low, high, to + d, padded);
+  for (; low < high && d < padded; d += kPanel)
+    weigh<kv, Q, 1>(weights, panels, values + size_t(d) * step, low, high, to + d, padded);
 }
 
-// A run of consecutive positions that lie in consecutive slots of the ring or of the chunk.
-struct Run {
-  const uint8_t *keys, *values;
-  int slot, count;
+// Which keys of a block a query sees: [low, high), counted from the block's first position.
+struct Seen {
+  int low, high;
 };
 
-// The runs that hold positions [low, position]: at most two in the ring (it wraps), then one in the chunk.
-inline int runs_of(const AttentionShape& s, const Span& span, int kv_head, int low, int position, const uint8_t* chunk_keys,
-                   const uint8_t* chunk_values, Run* runs) {
-  int count = 0;
-  const int ring = span.ring.capacity;
-  const size_t bytes = head_bytes(s, ring) * kv_head;
-  for (int p = low; p < span.start;) {
-    const int slot = p % ring, room = ring - slot, left = span.start - p, n = room < left ? room : left;
-    runs[count++] = {span.ring.keys + bytes, span.ring.values + bytes, slot, n};
-    p += n;
-  }
-  const int first = low > span.start ? low : span.start;
-  runs[count++] = {chunk_keys, chunk_values, first - span.start, position - first + 1};
-  return count;
+// W=4, position 258, block 1 (256..511): sees 255..258, of which 256..258 are in the block: [0, 3).
+inline Seen seen(const AttentionShape& s, const Queries& of, int query, int block) {
+  const int64_t high = int64_t(of.start) + query / of.group + 1 - int64_t(block) * kBlock, low = high - s.window;
+  return {low < 0 ? 0 : low < kBlock ? int(low) : kBlock, high > kBlock ? kBlock : high < 0 ? 0 : int(high)};
 }
 
-template <bool half, int H>
-inline void attend_heads(const AttentionShape& s, const Span& span, int token, int kv_head, const float* q,
-                         const uint8_t* chunk_keys, const uint8_t* chunk_values, float* out, float* scores) {
-  // W=4, position 6: low 3, sees 3..6. Scores stand at (position - base), base a multiple of 16, so that lanes depend
-  // on positions alone.
-  const int position = span.start + token, D = s.head_dim;
-  const int low = position - s.window + 1 > 0 ? position - s.window + 1 : 0, base = low & ~15;
-  const int n = (position - base + kPanel) & ~15;
-  const size_t stride = size_t(n);
-  Run runs[3];
-  const int count = runs_of(s, span, kv_head, low, position, chunk_keys, chunk_values, runs);
+// exp(score - max) in place for keys [low, high) of a block, 0 for others that share a panel with them -> max and sum.
+inline void softmax_numerators(float* scores, Seen seen, float& most, float& total) {
+  const int begin = seen.low & ~(kPanel - 1), end = round_up(seen.high);
+  for (int i = begin; i < seen.low; i++) scores[i] = -__builtin_inff();
+  for (int i = seen.high; i < end; i++) scores[i] = -__builtin_inff();
+  Floats peak = load(scores + begin);
+  for (int i = begin + kPanel; i < end; i += kPanel) peak = max(peak, load(scores + i));
+  most = reduce_max(peak);
+  const Floats top = splat(most);
+  for (int i = begin; i < end; i += kPanel) store(scores + i, exp(sub(load(scores + i), top)));
+  for (int i = begin; i < seen.low; i++) scores[i] = 0;
+  for (int i = seen.high; i < end; i++) scores[i] = 0;
+  Floats sum = splat(0);
+  for (int i = begin; i < end; i += kPanel) sum = add(sum, load(scores + i));
+  total = reduce_add(sum);
+}
 
+// What the queries of a tile found, in some blocks: maxima and sums of exponentials in 16 lanes, weighted values a query.
+struct Found {
+  float *most, *total, *values;
+};
+
+inline Found clear(Found found, int queries, int head_dim) {
+  store(found.most, splat(kNothing));
+  store(found.total, splat(0));
+  for (int i = 0; i < queries * round_up(head_dim); i += kPanel) store(found.values + i, splat(0));
+  return found;
+}
+
+// One block for Q queries, packed as [D][Q] -> `found`, which was cleared. Queries that see nothing of it leave it so.
+template <KvType kv, int Q>
+inline void attend_tile(const AttentionShape& s, const Seen* sees, const float* q, const uint8_t* const* panels, float* scores,
+                        Found found) {
+  Seen any = {kBlock, 0}, all = {0, kBlock};
+  for (int i = 0; i < Q; i++) {
+    if (sees[i].low < sees[i].high) {
+      any = {sees[i].low < any.low ? sees[i].low : any.low, sees[i].high > any.high ? sees[i].high : any.high};
+    }
+    all = {sees[i].low > all.low ? sees[i].low : all.low, sees[i].high < all.high ? sees[i].high : all.high};
+  }
+  int panel = any.low / kPanel;
+  const int end = round_up(any.high) / kPanel;
+  for (; panel + kBeside<Q> <= end; panel += kBeside<Q>)
+    score<kv, Q, kBeside<Q>>(q, panels + panel, s.head_dim, scores + panel * kPanel);
+  for (; panel < end; panel++) score<kv, Q, 1>(q, panels + panel, s.head_dim, scores + panel * kPanel);
+  for (int i = 0; i < Q; i++) {
+    if (sees[i].low >= sees[i].high) continue;
+    float* row = scores + i * kBlock;
+    softmax_numerators(row, sees[i], found.most[i], found.total[i]);
+    if constexpr (kv == KvType::I8)
+      for (int p = sees[i].low / kPanel; p < round_up(sees[i].high) / kPanel; p++) {
+        const float* scales = (const float*)(panels[p] + panel_bytes(s)) - kPanel;
+        store(row + p * kPanel, mul(load(row + p * kPanel), load(scales)));
+      }
+  }
+  // Keys that all of them see go together. What a query does not see must not reach it even with a weight of 0, for it
+  // may be infinite.
+  const int padded = round_up(s.head_dim), first = all.low < all.high ? all.low : kBlock;
+  for (int i = 0; i < Q; i++)
+    weigh_all<kv, 1>(s, scores + i * kBlock, panels, sees[i].low, sees[i].high < first ? sees[i].high : first,
+                     found.values + i * padded);
+  if (first == kBlock) return;
+  weigh_all<kv, Q>(s, scores, panels, all.low, all.high, found.values);
+  for (int i = 0; i < Q; i++)
+    weigh_all<kv, 1>(s, scores + i * kBlock, panels, all.high, sees[i].high, found.values + i * padded);
+}
+
+// Adds what n queries found in one block more.
+inline void add_block(Found to, Found block, int n, int head_dim) {
+  const Floats before = load(to.most), here = load(block.most), top = max(before, here);
+  float keep[kPanel], take[kPanel];
+  store(keep, exp(sub(before, top)));
+  store(take, exp(sub(here, top)));
+  store(to.most, top);
+  store(to.total, fma(load(block.total), load(take), mul(load(to.total), load(keep))));
+  for (int i = 0; i < n; i++)
+    for (int d = i * round_up(head_dim); d < (i + 1) * round_up(head_dim); d += kPanel)
+      store(to.values + d, fma(load(block.values + d), splat(take[i]), mul(load(to.values + d), splat(keep[i]))));
+}
+
+template <int n>
+struct Tile {
+  static constexpr int value = n;
+};
+
+// Calls visit(first, Tile<n>, i) for tile i of n queries, of those in [0, count).
+template <class Visit>
+inline void for_each_query_tile(int count, Visit visit) {
+  int at = 0, i = 0;
+  for (; at + kQueries <= count; at += kQueries) visit(at, Tile<kQueries>(), i++);
+  if constexpr (kQueries > 6)
+    for (; at + 6 <= count; at += 6) visit(at, Tile<6>(), i++);
+  if constexpr (kQueries > 4)
+    for (; at + 4 <= count; at += 4) visit(at, Tile<4>(), i++);
+  if constexpr (kQueries > 3)
+    for (; at + 3 <= count; at += 3) visit(at, Tile<3>(), i++);
+  if constexpr (kQueries > 2)
+    for (; at + 2 <= count; at += 2) visit(at, Tile<2>(), i++);
+  for (; at < count; at++) visit(at, Tile<1>(), i++);
+}
+
+// The part of `found` that belongs to tile i, which begins with query `first`: all maxima and sums lie before the values.
+inline Found part(float* found, int queries, int first, int i, int head_dim) {
+  return {found + 2 * kPanel * i, found + 2 * kPanel * i + kPanel, found + 2 * kPanel * queries + first * round_up(head_dim)};
+}
+
+inline float* query_out(const AttentionShape& s, const Queries& of, int query) {
+  return of.out + (size_t(query / of.group) * s.heads + query % of.group) * s.head_dim;
+}
+
+inline void write_out(const AttentionShape& s, const Queries& of, int first, int n, Found found) {
+  const int D = s.head_dim;
+  for (int i = 0; i < n; i++) {
+    float* out = query_out(s, of, first + i);
+    const float* values = found.values + i * round_up(D);
+    const Floats total = splat(found.total[i]);
+    int d = 0;
+    for (; d + kPanel <= D; d += kPanel) store(out + d, div(load(values + d), total));
+    if (d == D) continue;
+    float lanes[kPanel];
+    store(lanes, div(load(values + d), total));
+    for (int j = d; j < D; j++) out[j] = lanes[j - d];
+  }
+}
+
+// The queries of a tile, rotated and scaled, as [D][Q].
+template <int Q>
+inline void pack_queries(const AttentionShape& s, const Queries& of, int first, float* row, float* to) {
+  const int D = s.head_dim;
   const float scale = 1 / __builtin_sqrtf(float(D));
-  int at = low - base;
-  for (int r = 0; r < count; at += runs[r++].count)
-    score<half, H>(q, D, runs[r].keys, runs[r].slot, runs[r].count, scale, scores + at, stride);
-  float total[H];
-  for (int h = 0; h < H; h++) total[h] = softmax_numerators(scores + h * stride, low - base, at, n);
-
-  for (int d = 0; d < D; d += kPanel) {
-    Floats sum[H];
-    for (int h = 0; h < H; h++) sum[h] = splat(0);
-    at = low - base;
-    for (int r = 0; r < count; at += runs[r++].count) {
-      for (int i = 0; i < runs[r].count; i++) {
-        const Floats value = load_kv<half>(runs[r].values, size_t(runs[r].slot + i) * round_up(D) + d);
-#pragma GCC unroll 4
-        for (int h = 0; h < H; h++) sum[h] = fma(value, splat(scores[h * stride + at + i]), sum[h]);
-      }
-    }
-    for (int h = 0; h < H; h++) {
-      const Floats mean = div(sum[h], splat(total[h]));
-      if (d + kPanel <= D) {
-        store(out + h * D + d, mean);
-        continue;
-      }
-      float lanes[kPanel];
-      store(lanes, mean);
-      for (int i = d; i < D; i++) out[h * D + i] = lanes[i - d];
-    }
+  for (int i = 0; i < Q; i++) {
+    const size_t token = size_t((first + i) / of.group), head = size_t((first + i) % of.group), angle = token * (D / 2);
+    rotate(of.q + (token * s.heads + head) * D, D, of.cos + angle, of.sin + angle, scale, row);
+    for (int d = 0; d < D; d++) to[d * Q + i] = row[d];
   }
 }
 
-template <bool half>
-inline void attend_of(const AttentionShape& s, const Span& span, int token, int kv_head, const float* q, const uint8_t* keys,
-                      const uint8_t* values, float* out, float* scores) {
-  int h = 0;
-  const int group = s.heads / s.kv_heads;
-  for (; h + kHeads <= group; h += kHeads)
-    attend_heads<half, kHeads>(s, span, token, kv_head, q + h * s.head_dim, keys, values, out + h * s.head_dim, scores);
-  for (; h < group; h++)
-    attend_heads<half, 1>(s, span, token, kv_head, q + h * s.head_dim, keys, values, out + h * s.head_dim, scores);
+// Where the panels of a block are. Those that nobody has written, or that have been overwritten, are not looked at.
+inline void find_panels(const AttentionShape& s, const Queries& of, int block, const uint8_t** panels) {
+  const size_t bytes = panel_bytes(s);
+  for (int i = 0, panel = block * (kBlock / kPanel); i < kBlock / kPanel; i++, panel++)
+    panels[i] = panel >= of.chunk_panel ? of.chunk + size_t(panel - of.chunk_panel) * bytes
+                                        : of.ring + size_t(panel % of.ring_panels) * bytes;
 }
 
-inline void attend(const AttentionShape& s, const Span& span, int token, int kv_head, const float* q, const uint8_t* keys,
-                   const uint8_t* values, float* out, float* scores) {
-  (s.half ? attend_of<true> : attend_of<false>)(s, span, token, kv_head, q, keys, values, out, scores);
-}
-
-template <bool half>
-inline void pack_chunk_of(const AttentionShape& s, const Span& span, int kv_head, const float* k, const float* v, uint8_t* keys,
-                          uint8_t* values) {
-  const int D = s.head_dim, padded = round_up(D);
-  for (int t = 0; t < span.count; t++) {
-    const size_t row = (size_t(t) * s.kv_heads + kv_head) * D, panel = size_t(t & ~15) * padded + (t & 15);
-    for (int d = 0; d < padded; d += kPanel) {
-      float key[kPanel] = {}, value[kPanel] = {};
-      for (int i = 0; i < kPanel && d + i < D; i++) key[i] = k[row + d + i], value[i] = v[row + d + i];
-      const size_t at = size_t(t) * padded + d;
-      if constexpr (half) {
-        uint16_t narrow[kPanel];
-        store_half(narrow, load(key));
-        for (int i = 0; i < kPanel; i++) ((uint16_t*)keys)[panel + size_t(d + i) * kPanel] = narrow[i];
-        store_half((uint16_t*)values + at, load(value));
-      } else {
-        for (int i = 0; i < kPanel; i++) ((float*)keys)[panel + size_t(d + i) * kPanel] = key[i];
-        store((float*)values + at, load(value));
+template <KvType kv>
+inline void attend_of(const AttentionShape& s, const Queries& of, int block0, int block1, float* found, float* scratch) {
+  const int D = s.head_dim, n = of.last - of.first;
+  const bool whole = block0 == 0 && block1 == of.blocks;
+  float *sum = scratch, *one = sum + found_floats(s, n), *scores = one + found_floats(s, kWidestQueries);
+  float *packed = scores + kWidestQueries * kBlock, *row = packed + size_t(n) * D;
+  for_each_query_tile(n, [&](int first, auto tile, int i) {
+    pack_queries<tile.value>(s, of, of.first + first, row, packed + size_t(first) * D);
+    if (whole) clear(part(sum, n, first, i, D), tile.value, D);
+  });
+  for (int b = block0; b < block1; b++) {
+    const int block = of.block + b;
+    const uint8_t* panels[kBlock / kPanel];
+    find_panels(s, of, block, panels);
+    for_each_query_tile(n, [&](int first, auto tile, int i) {
+      constexpr int Q = tile.value;
+      Seen sees[Q];
+      bool some = false;
+      for (int j = 0; j < Q; j++) {
+        sees[j] = seen(s, of, of.first + first + j, block);
+        some |= sees[j].low < sees[j].high;
       }
-    }
+      const Found here = whole ? part(one, kWidestQueries, 0, 0, D) : part(found + size_t(b) * found_floats(s, n), n, first, i, D);
+      if (some || !whole) clear(here, Q, D);
+      if (!some) return;
+      attend_tile<kv, Q>(s, sees, packed + size_t(first) * D, panels, scores, here);
+      if (whole) add_block(part(sum, n, first, i, D), here, Q, D);
+    });
   }
+  if (!whole) return;
+  for_each_query_tile(n, [&](int first, auto tile, int i) {
+    write_out(s, of, of.first + first, tile.value, part(sum, n, first, i, D));
+  });
 }
 
-inline void pack_chunk(const AttentionShape& s, const Span& span, int kv_head, const float* k, const float* v, uint8_t* keys,
-                       uint8_t* values) {
-  (s.half ? pack_chunk_of<true> : pack_chunk_of<false>)(s, span, kv_head, k, v, keys, values);
+inline void attend(const AttentionShape& s, const Queries& of, int block0, int block1, float* found, float* scratch) {
+  if (s.kv == KvType::F32) attend_of<KvType::F32>(s, of, block0, block1, found, scratch);
+  else if (s.kv == KvType::F16) attend_of<KvType::F16>(s, of, block0, block1, found, scratch);
+  else attend_of<KvType::I8>(s, of, block0, block1, found, scratch);
+}
+
+inline void merge(const AttentionShape& s, const Queries& of, const float* found, float* scratch) {
+  const int D = s.head_dim, n = of.last - of.first;
+  for_each_query_tile(n, [&](int first, auto tile, int i) {
+    const Found sum = clear(part(scratch, kWidestQueries, 0, 0, D), tile.value, D);
+    for (int b = 0; b < of.blocks; b++)
+      add_block(sum, part(const_cast<float*>(found) + size_t(b) * found_floats(s, n), n, first, i, D), tile.value, D);
+    write_out(s, of, of.first + first, tile.value, sum);
+  });
 }
 
 }  // namespace

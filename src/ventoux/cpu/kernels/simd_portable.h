@@ -11,6 +11,8 @@ namespace {
 constexpr const char* kName = "portable";
 constexpr int kTile = 4;
 constexpr int kQuantizedTile = 1;  // the sums of high and low in 16 bits fill half of SSE2's 16 registers
+constexpr int kQueries = 2;        // attention's queries at once
+constexpr int kSums = 1;  // sums that hide the latency of an fma
 constexpr int kSignedOffset = 0;
 
 struct Floats {
