@@ -243,38 +243,85 @@ inline void find_panels(const AttentionShape& s, const Queries& of, int block, c
                                         : of.ring + size_t(panel % of.ring_panels) * bytes;
 }
 
+// fp16 panels [first, last) of a block as fp32, for machines that take long to widen a number, and many queries.
+inline void widen_panels(const AttentionShape& s, int first, int last, const uint8_t** panels, float* to) {
+  const size_t numbers = panel_bytes(s) / sizeof(uint16_t);
+  for (int i = first; i < last; i++, to += numbers) {
+    for (size_t j = 0; j < numbers; j += kPanel) store(to + j, load_half((const uint16_t*)panels[i] + j));
+    panels[i] = (const uint8_t*)to;
+  }
+}
+
+// A thread's scratch, in floats: what all the queries found, what a tile found in one block, its scores, the queries as
+// [D][Q], one of them, and widened panels.
+struct Workspace {
+  float *sum, *one, *scores, *packed, *row, *wide, *end;
+};
+
+inline Workspace divide(const AttentionShape& s, int n, float* memory) {
+  Workspace at;
+  const size_t D = size_t(round_up(s.head_dim));
+  at.sum = memory;
+  at.one = at.sum + found_floats(s, n);
+  at.scores = at.one + found_floats(s, kQueries);
+  at.packed = at.scores + kQueries * kBlock;
+  at.row = at.packed + size_t(n) * D;
+  at.wide = at.row + 2 * D;
+  at.end = at.wide + (kSlowHalf && s.kv == KvType::F16 ? 2 * kBlock * D : 0);
+  return at;
+}
+
+inline size_t attention_scratch(const AttentionShape& s, int n) { return uintptr_t(divide(s, n, nullptr).end); }
+
+// One block for the queries of a piece: added to their sums, or written to `found`.
+template <KvType kv>
+inline void attend_block(const AttentionShape& s, const Queries& of, int block, const uint8_t* const* panels, const Workspace& at,
+                         float* found) {
+  const int D = s.head_dim, n = of.last - of.first;
+  for_each_query_tile(n, [&](int first, auto tile, int i) {
+    constexpr int Q = tile.value;
+    Seen sees[Q];
+    bool some = false;
+    for (int j = 0; j < Q; j++) {
+      sees[j] = seen(s, of, of.first + first + j, block);
+      some |= sees[j].low < sees[j].high;
+    }
+    if (!some && !found) return;
+    const Found here = clear(found ? part(found, n, first, i, D) : part(at.one, kQueries, 0, 0, D), Q, D);
+    if (!some) return;
+    attend_tile<kv, Q>(s, sees, at.packed + size_t(first) * D, panels, at.scores, here);
+    if (!found) add_block(part(at.sum, n, first, i, D), here, Q, D);
+  });
+}
+
 template <KvType kv>
 inline void attend_of(const AttentionShape& s, const Queries& of, int block0, int block1, float* found, float* scratch) {
   const int D = s.head_dim, n = of.last - of.first;
   const bool whole = block0 == 0 && block1 == of.blocks;
-  float *sum = scratch, *one = sum + found_floats(s, n), *scores = one + found_floats(s, kWidestQueries);
-  float *packed = scores + kWidestQueries * kBlock, *row = packed + size_t(n) * D;
+  const Workspace at = divide(s, n, scratch);
   for_each_query_tile(n, [&](int first, auto tile, int i) {
-    pack_queries<tile.value>(s, of, of.first + first, row, packed + size_t(first) * D);
-    if (whole) clear(part(sum, n, first, i, D), tile.value, D);
+    pack_queries<tile.value>(s, of, of.first + first, at.row, at.packed + size_t(first) * D);
+    if (whole) clear(part(at.sum, n, first, i, D), tile.value, D);
   });
   for (int b = block0; b < block1; b++) {
-    const int block = of.block + b;
     const uint8_t* panels[kBlock / kPanel];
-    find_panels(s, of, block, panels);
-    for_each_query_tile(n, [&](int first, auto tile, int i) {
-      constexpr int Q = tile.value;
-      Seen sees[Q];
-      bool some = false;
-      for (int j = 0; j < Q; j++) {
-        sees[j] = seen(s, of, of.first + first + j, block);
-        some |= sees[j].low < sees[j].high;
+    find_panels(s, of, of.block + b, panels);
+    float* to = whole ? nullptr : found + size_t(b) * found_floats(s, n);
+    if constexpr (kSlowHalf && kv == KvType::F16)
+      if (n > 2 * kQueries) {
+        // The first query sees the oldest keys, the last one the newest.
+        const int low = seen(s, of, of.first, of.block + b).low, high = seen(s, of, of.last - 1, of.block + b).high;
+        widen_panels(s, low / kPanel, round_up(high) / kPanel, panels, at.wide);
+        AttentionShape wide = s;
+        wide.kv = KvType::F32;
+        attend_block<KvType::F32>(wide, of, of.block + b, panels, at, to);
+        continue;
       }
-      const Found here = whole ? part(one, kWidestQueries, 0, 0, D) : part(found + size_t(b) * found_floats(s, n), n, first, i, D);
-      if (some || !whole) clear(here, Q, D);
-      if (!some) return;
-      attend_tile<kv, Q>(s, sees, packed + size_t(first) * D, panels, scores, here);
-      if (whole) add_block(part(sum, n, first, i, D), here, Q, D);
-    });
+    attend_block<kv>(s, of, of.block + b, panels, at, to);
   }
   if (!whole) return;
   for_each_query_tile(n, [&](int first, auto tile, int i) {
-    write_out(s, of, of.first + first, tile.value, part(sum, n, first, i, D));
+    write_out(s, of, of.first + first, tile.value, part(at.sum, n, first, i, D));
   });
 }
 
@@ -287,7 +334,7 @@ inline void attend(const AttentionShape& s, const Queries& of, int block0, int b
 inline void merge(const AttentionShape& s, const Queries& of, const float* found, float* scratch) {
   const int D = s.head_dim, n = of.last - of.first;
   for_each_query_tile(n, [&](int first, auto tile, int i) {
-    const Found sum = clear(part(scratch, kWidestQueries, 0, 0, D), tile.value, D);
+    const Found sum = clear(part(scratch, kQueries, 0, 0, D), tile.value, D);
     for (int b = 0; b < of.blocks; b++)
       add_block(sum, part(const_cast<float*>(found) + size_t(b) * found_floats(s, n), n, first, i, D), tile.value, D);
     write_out(s, of, of.first + first, tile.value, sum);

@@ -186,7 +186,7 @@ void attention(Pool& pool, const Cache& cache, const AttentionInput& in, const s
     piece.queries.chunk = memory + piece.chunk;
     most = std::max(most, piece.queries.last - piece.queries.first);
   }
-  const size_t scratch = (attention_scratch(shape, most) + 2 * size_t(round_up(in.head_dim))) * sizeof(float);
+  const size_t scratch = pool.kernels().attention_scratch(shape, most);
   for (int i = 0; i < pool.threads(); i++) pool.scratch(i, scratch);
   store(pool, plan, shape, in, memory, scratch);
   attend(pool, plan, shape, (float*)(memory + plan.chunk_bytes), scratch);

@@ -103,7 +103,7 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* y);
   // gate = silu(gate) * up.
   void (*swiglu)(float* gate, const float* up, size_t n);
-  // Rotates one token's key [D] of one head and puts it and its value into lane `lane` of a panel. `scratch`: 2 D floats, rounded up.
+  // Rotates one token's key [D] of one head and puts it and its value into lane `lane` of a panel.
   void (*store_kv)(const AttentionShape& shape, const float* k, const float* v, const float* cos, const float* sin,
                    uint8_t* panel, int lane, float* scratch);
   // What the queries find in blocks [block0, block1) of theirs (counted from 0). All of them: the result goes to `out`.
@@ -111,6 +111,8 @@ struct Kernels {
   void (*attend)(const AttentionShape& shape, const Queries& queries, int block0, int block1, float* found, float* scratch);
   // The result of all the blocks in `found`, in their order, to `out`.
   void (*merge)(const AttentionShape& shape, const Queries& queries, const float* found, float* scratch);
+  // Bytes of scratch that attend and merge need for n queries; store_kv needs no more.
+  size_t (*attention_scratch)(const AttentionShape& shape, int n);
 };
 
 constexpr int kTerms = 2;                    // int8 for a quantized activation: high and low
@@ -119,17 +121,11 @@ constexpr size_t kScratchBytes = 64 * 1024;  // for a thread: unpacked weights, 
 
 // Queries of one piece of attention's work: their sums and a block of keys and values fit a core's L2.
 constexpr int kMostQueries = 96;
-constexpr int kWidestQueries = 12;  // queries of the widest register tile
 
 // Floats that n queries' findings take: a maximum and a sum in 16 lanes for each tile, and D sums for each query. A tile
 // may hold a single query.
 static inline size_t found_floats(const AttentionShape& s, int n) {
   return size_t(n) * (2 * kPanel + size_t(round_up(s.head_dim)));
-}
-// Floats that attend and merge need as scratch for n queries: their findings, those of a tile, its scores, and the queries.
-static inline size_t attention_scratch(const AttentionShape& s, int n) {
-  return found_floats(s, n) + found_floats(s, kWidestQueries) + size_t(kWidestQueries) * kBlock +
-         size_t(n + kWidestQueries) * size_t(round_up(s.head_dim));
 }
 
 extern const Kernels kPortable;

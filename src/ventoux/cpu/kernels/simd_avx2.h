@@ -13,6 +13,7 @@ constexpr int kTile = 4;          // tokens at once: their 2 x 4 sums, the weigh
 constexpr int kQuantizedTile = 2; // quantized tokens: high and low have sums of their own
 constexpr int kQueries = 6;        // attention's queries at once: 2 x 6 sums, keys and a broadcast fit 16 registers
 constexpr int kSums = 4;  // sums that hide the latency of an fma
+constexpr bool kSlowHalf = false;
 constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
 
 struct Floats {

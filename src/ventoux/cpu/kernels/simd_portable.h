@@ -13,6 +13,7 @@ constexpr int kTile = 4;
 constexpr int kQuantizedTile = 1;  // the sums of high and low in 16 bits fill half of SSE2's 16 registers
 constexpr int kQueries = 2;        // attention's queries at once
 constexpr int kSums = 1;  // sums that hide the latency of an fma
+constexpr bool kSlowHalf = true;  // widening fp16 takes many instructions
 constexpr int kSignedOffset = 0;
 
 struct Floats {
