@@ -100,7 +100,7 @@ def test_batches_of_all_kinds_give_the_bits_of_a_sequence_alone(data):
 @pytest.mark.parametrize("dtype", ["f32", "f16", "int8"])
 @pytest.mark.parametrize("head_dim", [80, 96, 128])
 def test_blocks_shared_by_threads_give_the_bits_of_one_chunk(isa, dtype, head_dim):
-    """Few queries over many keys: each thread takes some of the blocks (256 positions), here of 1,000 behind a window."""
+    """Few queries over many keys: each thread takes some of the blocks of 256 positions."""
     options = {"heads": 8, "kv_heads": 2, "head_dim": head_dim, "window": 700, "dtype": dtype}
     length = 1000 if isa != "portable" else 790
     expected = alone(isa, length, 0, **options)

@@ -18,6 +18,8 @@ from ventoux.cpu.machine import isa, physical_cores
 from ventoux.errors import VentouxError
 
 Compute = Literal["auto", "int16", "f32"]
+KvCacheDtype = Literal["auto", "f32", "f16", "int8"]
+KV_ITEMSIZE = {"f32": 4, "f16": 2, "int8": 1}
 
 # Formats whose weights are numbers, not blocks: they are always multiplied in fp32.
 FLOAT_FORMATS = ("F32", "F16", "BF16")
@@ -39,9 +41,11 @@ class Backend:
     """A model whose weights are packed for this machine.
 
     `compute` says how block formats are multiplied: "int16" rounds activations to 16 bits in groups of 32 (fast, and
-    within a millionth of a nat of exact; the KV cache is then kept in fp16), "f32" does not round (for tests and
-    comparisons; KV cache in fp32), and "auto" is int16 for a checkpoint that has block formats and f32 for one that
-    has none.
+    within a millionth of a nat of exact), "f32" does not round (for tests and comparisons), and "auto" is int16 for a
+    checkpoint that has block formats and f32 for one that has none.
+
+    `kv_cache_dtype` says how keys and values are kept: "f16", "f32", "int8" with a scale for each token's key and value
+    in each head, and "auto", which is f16 where activations are rounded and f32 where they are not.
     """
 
     def __init__(
@@ -51,13 +55,19 @@ class Backend:
         *,
         threads: int | None = None,
         compute: Compute = "auto",
+        kv_cache_dtype: KvCacheDtype = "auto",
     ) -> None:
         if threads is not None and threads < 1:
             raise VentouxError(f"threads must be at least 1, found {threads}")
+        if kv_cache_dtype not in ("auto", *KV_ITEMSIZE):
+            raise VentouxError(f"kv_cache_dtype must be auto, {', '.join(KV_ITEMSIZE)}, found {kv_cache_dtype!r}")
         blocks = any(t.format not in FLOAT_FORMATS for t in tensors.values())
         self.config = config
         self.compute: Literal["int16", "f32"] = (
             "int16" if compute == "int16" or (compute == "auto" and blocks) else "f32"
+        )
+        self.kv_dtype: Literal["f32", "f16", "int8"] = (
+            kv_cache_dtype if kv_cache_dtype != "auto" else "f16" if self.compute == "int16" else "f32"
         )
         self._pool = _kernels.Pool(threads or physical_cores(), isa())
         self._lock = threading.Lock()  # kernels share the pool's memory: one forward at a time
@@ -86,7 +96,9 @@ class Backend:
             isa=self.isa,
             threads=self.threads,
             compute=self.compute,
-            kv_itemsize=2 if self.compute == "int16" else 4,
+            kv_dtype=self.kv_dtype,
+            kv_itemsize=KV_ITEMSIZE[self.kv_dtype],
+            kv_scale=4 if self.kv_dtype == "int8" else 0,
         )
 
     @property
@@ -97,7 +109,7 @@ class Backend:
 
     def new_cache(self) -> Cache:
         c = self.config
-        return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, "f16" if self.description.kv_itemsize == 2 else "f32")
+        return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, self.kv_dtype)
 
     def forward(self, batch: Batch, cache: Cache) -> Float32:
         """Run the batch, advance the cache -> logits [rows asked for, vocab_size] float32."""
