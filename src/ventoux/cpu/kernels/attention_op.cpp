@@ -9,7 +9,11 @@
 namespace ventoux {
 namespace {
 
+// Enough pieces that no thread waits long for another.
 constexpr int64_t kPiecesPerThread = 4;
+// Queries of one piece: their sums and a block of keys and values fit a core's L2. For many threads there are fewer of them;
+// below the least it is the blocks that are shared.
+constexpr int kMostQueries = 96, kLeastQueries = 24;
 // Products to add, and numbers to store, below which waking other threads takes longer than they save.
 constexpr int64_t kAttendAlone = 1 << 18, kStoreAlone = 1 << 14;
 
@@ -62,18 +66,20 @@ void place(Plan& plan, const AttentionShape& shape, const std::vector<Span>& spa
   }
 }
 
-void cut(Plan& plan, const AttentionShape& shape, const AttentionInput& in, float* out) {
+void cut(Plan& plan, const AttentionShape& shape, const AttentionInput& in, int threads, float* out) {
   const int group = in.heads / in.kv_heads;
   const size_t D = size_t(in.head_dim);
+  int most = kMostQueries;
+  while (most > kLeastQueries && int64_t(in.tokens) * in.heads < most * threads * kPiecesPerThread) most /= 2;
   for (const Placed& placed : plan.spans) {
     const Span& span = placed.span;
     const int64_t queries = int64_t(span.count) * group;
-    const int64_t tiles = (queries + kMostQueries - 1) / kMostQueries;
     for (int head = 0; head < in.kv_heads; head++)
       // The last queries see the most keys: whoever gets them should begin first.
-      for (int64_t tile = tiles - 1; tile >= 0; tile--) {
+      for (int64_t last = queries, first; last > 0; last = first) {
+        first = (last - 1) / most * most;
         Queries q{};
-        q.first = int(tile * kMostQueries), q.last = int(std::min(queries, (tile + 1) * kMostQueries));
+        q.first = int(first), q.last = int(last);
         q.start = span.start, q.group = group;
         const size_t row = (size_t(span.row) * size_t(in.heads) + size_t(head) * size_t(group)) * D;
         q.q = in.q + row, q.out = out + row;
@@ -178,7 +184,7 @@ void attention(Pool& pool, const Cache& cache, const AttentionInput& in, const s
   const AttentionShape shape{in.heads, in.kv_heads, in.head_dim, cache.window(in.layer), cache.type()};
   Plan plan;
   place(plan, shape, spans);
-  cut(plan, shape, in, out);
+  cut(plan, shape, in, pool.threads(), out);
   share(plan, shape, pool.threads());
   uint8_t* memory = pool.shared(plan.chunk_bytes + plan.found_floats * sizeof(float));
   int most = 1;

@@ -81,16 +81,18 @@ static inline size_t head_bytes(const AttentionShape& s, int slots) {
 // within such a block and then over the blocks in their order, so it does not depend on who else is in the batch.
 constexpr int kBlock = 256;
 
-// Some queries of one span and one KV head, and the blocks of keys that they are to visit. Query i is head i % group of
-// those that share the KV head, of the span's token i / group.
+// Queries [first, last) of one span and one KV head. Query i is that of the span's token i / group, of head i % group among
+// the `group` that share the KV head.
 struct Queries {
-  int first, last, start;            // queries [first, last); position of the span's first token
-  const float *q, *cos, *sin;        // of the span's first token: q [token][heads][D] from the group's first head on
-  float* out;                        // as q
-  const uint8_t *ring, *chunk;       // the head's panels: panel i of the positions is in the chunk if i >= chunk_panel,
-  int ring_panels, chunk_panel;      // where it is its panel i - chunk_panel, and else in the ring
-  int block, blocks;                 // the first block that one of them sees, and how many
-  int group;
+  int first, last, group;
+  int start;                   // the position of the span's first token, with which q, cos, sin and out begin
+  const float *q, *cos, *sin;  // [token][heads][head_dim], from the group's first head on; [token][head_dim / 2] twice
+  float* out;                  // as q
+  // The head's panels. Positions 16 i .. 16 i + 15 are panel i mod ring_panels of the ring, or from i = chunk_panel on
+  // panel i - chunk_panel of the chunk.
+  const uint8_t *ring, *chunk;
+  int ring_panels, chunk_panel;
+  int block, blocks;  // the first block that one of them sees, and how many there are
 };
 
 struct Kernels {
@@ -118,9 +120,6 @@ struct Kernels {
 constexpr int kTerms = 2;                    // int8 for a quantized activation: high and low
 constexpr int kWidestTile = 12;              // tokens; regrouping splits its work at multiples of it
 constexpr size_t kScratchBytes = 64 * 1024;  // for a thread: unpacked weights, in L1 and L2
-
-// Queries of one piece of attention's work: their sums and a block of keys and values fit a core's L2.
-constexpr int kMostQueries = 96;
 
 // Floats that n queries' findings take: a maximum and a sum in 16 lanes for each tile, and D sums for each query. A tile
 // may hold a single query.
