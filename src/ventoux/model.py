@@ -264,6 +264,7 @@ def load(
     window: int | Literal["off"] | None = None,
     threads: int | None = None,
     compute: Literal["auto", "mixed", "int16", "f32"] = "auto",
+    kv_cache_dtype: Literal["auto", "f32", "f16", "int8"] = "auto",
     chat_format: str | None = None,
     speculation: bool = True,
 ) -> Mistral:
@@ -276,6 +277,7 @@ def load(
     threads      of the kernels, or of torch in the whole process; None is one for each physical core, or torch's choice
     compute      the kernels': activations in 8 bits and in 16 where it matters ("mixed"), in 16 ("int16"), in float32
                  ("f32"); "auto" suits the checkpoint
+    kv_cache_dtype  the kernels': keys and values in "f32", "f16" or "int8"; "auto" is f32 beside f32, else f16
     chat_format  "v1", "v2", "v3", "v7", or "template"; None is what the checkpoint wants
     speculation  guess what the text repeats, and check several tokens at once where that is faster: the same text
 
@@ -290,7 +292,10 @@ def load(
         raise RequestError(f"threads must be a whole number from 1 to {_MAX_THREADS}, found {threads!r}")
     if compute not in ("auto", "mixed", "int16", "f32"):
         raise RequestError(f"compute must be auto, mixed, int16 or f32, found {shown(compute)}")
-    make = _backend(backend, device=device, dtype=dtype, threads=threads, compute=compute)  # before anything is fetched
+    if kv_cache_dtype not in ("auto", "f32", "f16", "int8"):
+        raise RequestError(f"kv_cache_dtype must be auto, f32, f16 or int8, found {shown(kv_cache_dtype)}")
+    kernels = {"compute": compute, "kv_cache_dtype": kv_cache_dtype}
+    make = _backend(backend, kernels, device=device, dtype=dtype, threads=threads)  # before anything is fetched
     found = checkpoint.read(pull.resolve(None if path is None else str(path)))
     config = found.config
     if window is not None:
@@ -316,12 +321,7 @@ def load(
 
 
 def _backend(
-    name: str,
-    *,
-    device: str | None,
-    dtype: str | None,
-    threads: int | None,
-    compute: Literal["auto", "mixed", "int16", "f32"],
+    name: str, kernels: dict[str, Any], *, device: str | None, dtype: str | None, threads: int | None
 ) -> Callable[[ModelConfig, Mapping[str, Tensor]], Backend]:
     """What makes a backend of config and tensors. Raises RequestError for settings that it would have to ignore."""
     if name == "cpu":
@@ -330,11 +330,12 @@ def _backend(
                 raise RequestError(f"{setting} {shown(value)} is for the pytorch backend, and this is the cpu backend")
         from ventoux import cpu
 
-        return partial(cpu.Backend, threads=threads, compute=compute)
+        return partial(cpu.Backend, threads=threads, **kernels)
     if name != "pytorch":
         raise RequestError(f"backend must be cpu or pytorch, found {shown(name)}")
-    if compute != "auto":
-        raise RequestError(f"compute {shown(compute)} is for the cpu backend; the pytorch backend has dtype")
+    for setting, value in kernels.items():
+        if value != "auto":
+            raise RequestError(f"{setting} {shown(value)} is for the cpu backend; the pytorch backend has dtype")
     from ventoux.pytorch.backend import Backend, choose
 
     where, numbers = choose("cpu" if device is None else device, dtype, threads)

@@ -54,7 +54,7 @@ def test_commands_that_tell(ventoux, folder, model):
     ours = json.loads(result(ventoux("info", folder, "--json")))
     theirs = json.loads(result(ventoux("info", folder, "--json", *PYTORCH, "--dtype", "bf16", "--threads", 1)))
     changed = {key for key in ours if ours[key] != theirs[key]} - {"threads"}
-    assert changed == {"backend", "isa", "compute", "kv_bytes_per_token"}
+    assert changed == {"backend", "isa", "compute", "kv_dtype", "kv_bytes_per_token"}
     assert (theirs["backend"], theirs["device"], theirs["isa"]) == ("pytorch", "cpu", None)
     assert (theirs["compute"], theirs["threads"]) == ("bf16", 1)
     cache = package.load(folder, window=512, backend="pytorch", dtype="bf16").backend.new_cache()
@@ -75,8 +75,13 @@ def test_commands_that_tell(ventoux, folder, model):
         (["--dtype", "bf16"], "--dtype 'bf16' is for the pytorch backend, and this is the cpu backend"),
         (["--device", "cuda"], "--device 'cuda' is for the pytorch backend, and this is the cpu backend"),
         ([*PYTORCH, "--compute", "int16"], "--compute 'int16' is for the cpu backend; the pytorch backend has dtype"),
+        (
+            [*PYTORCH, "--kv-cache-dtype", "int8"],
+            "--kv-cache-dtype 'int8' is for the cpu backend; the pytorch backend has",
+        ),
         ([*PYTORCH, "--device", "gpu"], "--device 'gpu' cannot be used by torch here: "),
         ([*PYTORCH, "--dtype", "f32"], "argument --dtype: invalid choice: 'f32'"),
+        (["--kv-cache-dtype", "fp8"], "argument --kv-cache-dtype: invalid choice: 'fp8'"),
         (["--backend", "jax"], "argument --backend: invalid choice: 'jax'"),
     ],
 )

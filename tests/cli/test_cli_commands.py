@@ -145,6 +145,12 @@ def test_info_says_what_the_model_is(ventoux, folder, model):
     cache = package.load(folder, window=512).backend.new_cache()
     cache.allocate(512)
     assert cache.nbytes == 512 * facts["kv_bytes_per_token"]
+    assert facts["kv_dtype"] == "f32"
+    narrow = json.loads(result(ventoux("info", folder, "--json", "--kv-cache-dtype", "int8")))
+    cache = package.load(folder, window=512, kv_cache_dtype="int8").backend.new_cache()
+    cache.allocate(512)
+    assert cache.nbytes == 512 * narrow["kv_bytes_per_token"]
+    assert narrow["kv_dtype"] == "int8"
     text = result(ventoux("info", folder, "--window", 7, "--threads", 1))
     assert "window     7 keys\n" in text
     assert ", 1 threads" in text

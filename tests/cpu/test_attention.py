@@ -7,27 +7,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from windowed import plain
 
 from ventoux.cpu import _kernels, instruction_sets
 
 H, K = 8, 2
 
 
-def plain(q, k, v, window):
-    """q [T, H, D], k and v [T, K, D] -> [T, H, D]: every query sees the last `window` keys, its own included."""
-    T, D = len(q), q.shape[-1]
-    k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
-    scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(D)
-    distance = np.arange(T)[:, None] - np.arange(T)
-    scores = np.where((distance >= 0) & (distance < (window or T)), scores, -np.inf)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.einsum("hqk,khd->qhd", p / p.sum(-1, keepdims=True), v)
-
-
-def in_chunks(isa, q, k, v, window, chunks, *, half=False, length=None):
+def in_chunks(isa, q, k, v, window, chunks, *, dtype="f32", length=None):
     """The same through the cache, the sequence cut into chunks of the given sizes; no rotation (cos 1, sin 0)."""
     T, D = len(q), q.shape[-1]
-    pool, cache = _kernels.Pool(2, isa), _kernels.Cache(K, D, [None, window], half=half)
+    pool, cache = _kernels.Pool(2, isa), _kernels.Cache(K, D, [None, window], dtype=dtype)
     slot = cache.allocate(length or T)
     out, start = np.empty((T, H * D), np.float32), 0
     for count in chunks:
@@ -55,15 +45,15 @@ def test_facts_1_every_query_sees_exactly_its_window(isa, window, D):
         np.testing.assert_allclose(in_chunks(isa, q, k, v, window, chunks), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "int8"])
 @pytest.mark.parametrize("window", [3, 16, 20, None])
-def test_facts_10_chunk_sizes_do_not_matter_to_the_last_bit(isa, window, half):
+def test_facts_10_chunk_sizes_do_not_matter_to_the_last_bit(isa, window, dtype):
     q, k, v = random_qkv(90, 32)
     W = window or 24
-    once = in_chunks(isa, q, k, v, window, [90], half=half)
+    once = in_chunks(isa, q, k, v, window, [90], dtype=dtype)
     for size in (1, W - 1, W, W + 1, 2 * W):
         chunks = [size] * (90 // size) + [90 % size] * (90 % size > 0)
-        np.testing.assert_array_equal(in_chunks(isa, q, k, v, window, chunks, half=half), once)
+        np.testing.assert_array_equal(in_chunks(isa, q, k, v, window, chunks, dtype=dtype), once)
 
 
 @settings(max_examples=40, deadline=None)
@@ -88,7 +78,7 @@ def test_facts_9_a_prompt_longer_than_the_ring_never_sees_the_future(isa):
 
 
 def test_facts_16_the_cache_levels_off_at_the_window():
-    cache = _kernels.Cache(K, 32, [16, 16], half=True)
+    cache = _kernels.Cache(K, 32, [16, 16], dtype="f16")
     per_position = 2 * 2 * K * 32 * 2  # layers, keys and values, heads, head_dim, fp16
     for length, kept in ((16, 16), (17, 16), (4096, 16), (10**9, 16)):
         slot = cache.allocate(length)
@@ -98,7 +88,7 @@ def test_facts_16_the_cache_levels_off_at_the_window():
 
 
 def test_facts_15_without_a_window_the_cache_is_as_long_as_the_sequence():
-    cache = _kernels.Cache(K, 32, [None, 16], half=False)
+    cache = _kernels.Cache(K, 32, [None, 16], dtype="f32")
     cache.allocate(4096)
     assert cache.nbytes == (4096 + 16) * 2 * K * 32 * 4
 
@@ -111,7 +101,7 @@ def test_heads_that_fill_no_group_of_four_and_many_sequences_at_once(isa):
     q, k, v = (rng.standard_normal((T, heads, D)).astype(np.float32) for heads in (14, 2, 2))
     cos, sin = np.ones((T, D // 2), np.float32), np.zeros((T, D // 2), np.float32)
     for window in (1, 3, None):
-        cache = _kernels.Cache(2, D, [window], half=False)
+        cache = _kernels.Cache(2, D, [window], dtype="f32")
         slots = [cache.allocate(n) for n in lengths]
         out = np.empty((T, 14 * D), np.float32)
         rows = [x.reshape(T, -1).copy() for x in (q, k, v)]
@@ -127,7 +117,7 @@ def test_a_sequence_may_be_freed_while_a_kernel_reads_it():
     """The GIL is released meanwhile: the memory must stay until the kernel is done with it."""
     T, D = 1500, 64
     q, k, v = random_qkv(T, D)
-    pool, cache = _kernels.Pool(1, "portable"), _kernels.Cache(K, D, [None], half=False)
+    pool, cache = _kernels.Pool(1, "portable"), _kernels.Cache(K, D, [None], dtype="f32")
     slot, out = cache.allocate(T), np.empty((T, H * D), np.float32)
     rows = [x.reshape(T, -1).copy() for x in (q, k, v)]
     cos, sin = np.ones((T, D // 2), np.float32), np.zeros((T, D // 2), np.float32)
@@ -142,7 +132,7 @@ def test_a_sequence_may_be_freed_while_a_kernel_reads_it():
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    cache = _kernels.Cache(2, 16, [4], half=False)
+    cache = _kernels.Cache(2, 16, [4], dtype="f32")
     slot = cache.allocate(8)
 
     def attend(*, layer=0, head_dim=16, heads=4, out=None):
@@ -166,7 +156,7 @@ def test_shapes_that_do_not_fit_are_refused():
 
 
 def test_slots_are_used_again_and_bad_ones_refused():
-    cache = _kernels.Cache(K, 32, [16], half=True)
+    cache = _kernels.Cache(K, 32, [16], dtype="f16")
     first, second = cache.allocate(8), cache.allocate(8)
     cache.free(first)
     assert cache.allocate(8) == first != second

@@ -142,6 +142,22 @@ def test_per_layer_windows(isa, tmp_path):
     assert not np.allclose(cut, tiny.logits(model, ids), atol=1e-2)
 
 
+def test_the_cache_can_be_kept_in_other_number_formats(tmp_path):
+    path = tiny.save_hf(tiny.tiny_model(), tmp_path)
+    ids, exact = some_ids(40), logits(load(path), some_ids(40))
+    for dtype, nbytes, tolerance in (("f32", 4 * 16, 0), ("f16", 2 * 16, 2e-2), ("int8", 16 + 4, 0.2)):
+        backend = load(path, kv_cache_dtype=dtype)
+        found = logits(backend, ids)
+        assert (np.abs(found - exact).max() > 0) == (dtype != "f32")
+        np.testing.assert_allclose(found, exact, atol=tolerance)
+        np.testing.assert_array_equal(logits(backend, ids, [3, 1, 20, 16]), found)
+        cache = backend.new_cache()
+        cache.allocate(10)
+        assert cache.nbytes == 16 * 2 * 2 * 2 * nbytes  # positions rounded up, layers, keys and values, KV heads
+    with pytest.raises(VentouxError, match="kv_cache_dtype must be auto, f32, f16, int8, found 'fp8'"):
+        load(path, kv_cache_dtype="fp8")
+
+
 def test_the_instruction_set_can_be_chosen_and_a_wrong_one_is_refused(monkeypatch):
     monkeypatch.setenv("VENTOUX_ISA", "portable")
     assert chosen_isa() == "portable"

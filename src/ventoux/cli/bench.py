@@ -57,6 +57,7 @@ def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
         "backend": means.backend,
         "device": means.device,
         "compute": means.compute,
+        "kv_dtype": means.kv_dtype,
         "threads": means.threads,
         "isa": means.isa,
         "rss_bytes": peak_memory(),
@@ -69,7 +70,8 @@ def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
     print(f"prefill  {prefill:9.1f} tokens/s  {shape.streams} x {shape.prompt} at depth {shape.depth}")
     print(f"decode   {decode:9.1f} tokens/s  {shape.streams} x {shape.new} at depth {shape.depth + shape.prompt}")
     print(f"{means}, median of {repeat}")
-    print(f"memory   {peak_memory() / 1e6:9.1f} MB at most, of it {runs[-1].kv_bytes / 1e6:.1f} MB keys and values")
+    kept = f"{runs[-1].kv_bytes / 1e6:.1f} MB keys and values in {means.kv_dtype}"
+    print(f"memory   {peak_memory() / 1e6:9.1f} MB at most, of it {kept}")
 
 
 def measure(backend: Backend, shape: Shape, *, repeat: int) -> list[Measured]:

@@ -52,7 +52,11 @@ def gather(model: Mistral) -> dict[str, Any]:
         "isa": means.isa,
         "threads": means.threads,
         "compute": means.compute,
-        "kv_bytes_per_token": 2 * config.num_layers * config.num_kv_heads * config.head_dim * means.kv_itemsize,
+        "kv_dtype": means.kv_dtype,
+        "kv_bytes_per_token": 2
+        * config.num_layers
+        * config.num_kv_heads
+        * (config.head_dim * means.kv_itemsize + means.kv_scale),
     }
 
 
@@ -89,7 +93,7 @@ def lines(facts: dict[str, Any], *, compute: str) -> list[tuple[str, str]]:
         ("tokenizer", f"{text['kind']}, {text['version'] or 'no Mistral version'}" if text else "none"),
         ("chat", f"{chat['version'] or 'none'}: {chat['reason']}"),
         ("compute", compute),
-        ("KV cache", f"{f['kv_bytes_per_token']} bytes a token"),
+        ("KV cache", f"{f['kv_dtype']}, {f['kv_bytes_per_token']} bytes a token"),
     ]
 
 

@@ -60,6 +60,12 @@ def model_flags() -> ArgumentParser:
         " suits the checkpoint (default)",
     )
     group.add_argument(
+        "--kv-cache-dtype",
+        choices=["auto", "f32", "f16", "int8"],
+        default="auto",
+        help="cpu: keys and values; int8 takes half of f16; auto is f16 beside int16, f32 beside f32 (default)",
+    )
+    group.add_argument(
         "--no-speculation", action="store_true", help="one token at a time, also where the text repeats itself"
     )
     group.add_argument(
@@ -90,11 +96,12 @@ def load(args: Namespace, *, name: str | None = None) -> "Mistral":
             dtype=args.dtype,
             threads=args.threads,
             compute=args.compute,
+            kv_cache_dtype=args.kv_cache_dtype,
             chat_format=getattr(args, "chat_format", None),
             speculation=not args.no_speculation,
         )
     except RequestError as error:  # what is wrong with a file has errors of its own
-        raise wrong_flag(error, ("threads", "compute", "device", "dtype")) from error
+        raise wrong_flag(error, ("threads", "compute", "kv_cache_dtype", "device", "dtype")) from error
 
 
 def sampling_flags() -> ArgumentParser:

@@ -19,6 +19,8 @@ from ventoux.cpu.packing import weights_of
 from ventoux.errors import VentouxError
 
 Compute = Literal["auto", "mixed", "int16", "f32"]
+KvCacheDtype = Literal["auto", "f32", "f16", "int8"]
+KV_ITEMSIZE = {"f32": 4, "f16": 2, "int8": 1}
 
 # Formats whose weights are numbers, not blocks: they are always multiplied in fp32.
 FLOAT_FORMATS = ("F32", "F16", "BF16")
@@ -41,8 +43,11 @@ class Backend:
 
     `compute` says how block formats are multiplied: "mixed" rounds activations to 8 bits in groups of 32, to 16 where
     one stands out of its row and before the output head (fastest, and within 0.0001 nats of exact), "int16"
-    rounds all to 16 bits (within a millionth), "f32" does not round. The KV cache is kept in fp16 with rounding, in
-    fp32 without. "auto" is mixed for a checkpoint that has block formats and f32 for one that has none.
+    rounds all to 16 bits (within a millionth), "f32" does not round. "auto" is mixed for a checkpoint that has block
+    formats and f32 for one that has none.
+
+    `kv_cache_dtype` says how keys and values are kept: "f16", "f32", "int8" with a scale for each token's key and value
+    in each head, and "auto", which is f16 where activations are rounded and f32 where they are not.
     """
 
     def __init__(
@@ -52,12 +57,18 @@ class Backend:
         *,
         threads: int | None = None,
         compute: Compute = "auto",
+        kv_cache_dtype: KvCacheDtype = "auto",
     ) -> None:
         if threads is not None and threads < 1:
             raise VentouxError(f"threads must be at least 1, found {threads}")
+        if kv_cache_dtype not in ("auto", *KV_ITEMSIZE):
+            raise VentouxError(f"kv_cache_dtype must be auto, {', '.join(KV_ITEMSIZE)}, found {kv_cache_dtype!r}")
         blocks = any(t.format not in FLOAT_FORMATS for t in tensors.values())
         self.config = config
         self.compute: Literal["mixed", "int16", "f32"] = compute if compute != "auto" else "mixed" if blocks else "f32"
+        self.kv_dtype: Literal["f32", "f16", "int8"] = (
+            kv_cache_dtype if kv_cache_dtype != "auto" else "f32" if self.compute == "f32" else "f16"
+        )
         self._pool = _kernels.Pool(threads or physical_cores(), isa())
         self._lock = threading.Lock()  # kernels share the pool's memory: one forward at a time
         self._embedding = tensors["embed_tokens.weight"]  # rows are looked up in its file
@@ -88,7 +99,9 @@ class Backend:
             isa=self.isa,
             threads=self.threads,
             compute=self.compute,
-            kv_itemsize=4 if self.compute == "f32" else 2,
+            kv_dtype=self.kv_dtype,
+            kv_itemsize=KV_ITEMSIZE[self.kv_dtype],
+            kv_scale=4 if self.kv_dtype == "int8" else 0,
         )
 
     @property
@@ -99,7 +112,7 @@ class Backend:
 
     def new_cache(self) -> Cache:
         c = self.config
-        return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, half=self.description.kv_itemsize == 2)
+        return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, self.kv_dtype)
 
     def forward(self, batch: Batch, cache: Cache) -> Float32:
         """Run the batch, advance the cache -> logits [rows asked for, vocab_size] float32."""

@@ -80,6 +80,7 @@ class Backend:
             isa=None,
             threads=torch.get_num_threads() if cpu else None,
             compute=names.get(self.dtype, str(self.dtype)),
+            kv_dtype=names.get(self.dtype, str(self.dtype)),
             kv_itemsize=self.dtype.itemsize,
         )
 

@@ -1,176 +1,189 @@
-// Softmax attention of one query position over the ring of its sequence and the chunk that is being added.
+// Softmax attention of a span's queries over the panels of one KV head, block by block of 256 positions.
 //
-// The chunk is read beside the ring, not from it: writing it first could overwrite keys that its first queries still
-// see. Keys are visited in the order of their positions and every sum is grouped by position, so that the result does
-// not depend, to the last bit, on how a prompt was cut into chunks.
+// Each (query, block) has a maximum, a sum of exponentials and weighted values of its own, made in the order of positions;
+// they are added to what the query found before in the order of blocks. So no bit depends on the tile that a query is in,
+// on how a prompt was cut into chunks, or on how many threads share the blocks.
 #pragma once
 
-#include "elementwise.h"
+#include "attention_tile.h"
 
 namespace ventoux {
 namespace {
 
-// Query heads that are scored together against one load of the keys.
-constexpr int kHeads = 4;
-
-template <bool half>
-inline Floats load_kv(const uint8_t* p, size_t index) {
-  if constexpr (half) return load_half((const uint16_t*)p + index);
-  return load((const float*)p + index);
+// Adds what n queries found in one block more.
+inline void add_block(Found to, Found block, int n, int head_dim) {
+  const Floats before = load(to.most), here = load(block.most), top = max(before, here);
+  float keep[kPanel], take[kPanel];
+  store(keep, exp(sub(before, top)));
+  store(take, exp(sub(here, top)));
+  store(to.most, top);
+  store(to.total, fma(load(block.total), load(take), mul(load(to.total), load(keep))));
+  for (int i = 0; i < n; i++)
+    for (int d = i * round_up(head_dim); d < (i + 1) * round_up(head_dim); d += kPanel)
+      store(to.values + d, fma(load(block.values + d), splat(take[i]), mul(load(to.values + d), splat(keep[i]))));
 }
 
-// scores[h * stride + i] = q[h] . key of slot0 + i, for i in [0, n): `keys` are panels of 16 slots, [panel][head_dim][16].
-template <bool half, int H>
-inline void score(const float* q, int head_dim, const uint8_t* keys, int slot0, int n, float scale, float* scores, size_t stride) {
-  for (int slot = slot0 & ~15; slot < slot0 + n; slot += kPanel) {
-    const size_t panel = size_t(slot) * round_up(head_dim);
-    Floats sum[H];
-    for (int h = 0; h < H; h++) sum[h] = splat(0);
-    for (int d = 0; d < head_dim; d++) {
-      const Floats key = load_kv<half>(keys, panel + size_t(d) * kPanel);
-#pragma GCC unroll 4
-      for (int h = 0; h < H; h++) sum[h] = fma(key, splat(q[h * head_dim + d]), sum[h]);
-    }
-    const int first = slot < slot0 ? slot0 - slot : 0, last = slot + kPanel > slot0 + n ? slot0 + n - slot : kPanel;
-    for (int h = 0; h < H; h++) {
-      const Floats scaled = mul(sum[h], splat(scale));
-      float* to = scores + h * stride;
-      const int at = slot - slot0;  // negative where the first panel begins before slot0
-      if (last - first == kPanel) {
-        store(to + at, scaled);
-        continue;
-      }
-      float lanes[kPanel];
-      store(lanes, scaled);
-      for (int i = first; i < last; i++) to[at + i] = lanes[i];
-    }
-  }
-}
-
-// exp(score - max) in place for entries [first, n); entries before `first` become 0 -> their sum. `n` is a multiple of 16.
-inline float softmax_numerators(float* scores, int first, int valid, int n) {
-  for (int i = 0; i < first; i++) scores[i] = -__builtin_inff();
-  for (int i = valid; i < n; i++) scores[i] = -__builtin_inff();
-  Floats peak = load(scores);
-  for (int i = kPanel; i < n; i += kPanel) peak = max(peak, load(scores + i));
-  const Floats most = splat(reduce_max(peak));
-  Floats total = splat(0);
-  for (int i = 0; i < n; i += kPanel) {
-    const Floats p = exp(sub(load(scores + i), most));
-    store(scores + i, p);
-    total = add(total, p);
-  }
-  for (int i = 0; i < first; i++) scores[i] = 0;
-  return reduce_add(total);
-}
-
-// A run of consecutive positions that lie in consecutive slots of the ring or of the chunk.
-struct Run {
-  const uint8_t *keys, *values;
-  int slot, count;
+template <int n>
+struct Tile {
+  static constexpr int value = n;
 };
 
-// The runs that hold positions [low, position]: at most two in the ring (it wraps), then one in the chunk.
-inline int runs_of(const AttentionShape& s, const Span& span, int kv_head, int low, int position, const uint8_t* chunk_keys,
-                   const uint8_t* chunk_values, Run* runs) {
-  int count = 0;
-  const int ring = span.ring.capacity;
-  const size_t bytes = head_bytes(s, ring) * kv_head;
-  for (int p = low; p < span.start;) {
-    const int slot = p % ring, room = ring - slot, left = span.start - p, n = room < left ? room : left;
-    runs[count++] = {span.ring.keys + bytes, span.ring.values + bytes, slot, n};
-    p += n;
-  }
-  const int first = low > span.start ? low : span.start;
-  runs[count++] = {chunk_keys, chunk_values, first - span.start, position - first + 1};
-  return count;
+// Calls visit(first, Tile<n>, i) for tile i of n queries, of those in [0, count).
+template <class Visit>
+inline void for_each_query_tile(int count, Visit visit) {
+  int at = 0, i = 0;
+  for (; at + kQueries <= count; at += kQueries) visit(at, Tile<kQueries>(), i++);
+  if constexpr (kQueries > 6)
+    for (; at + 6 <= count; at += 6) visit(at, Tile<6>(), i++);
+  if constexpr (kQueries > 4)
+    for (; at + 4 <= count; at += 4) visit(at, Tile<4>(), i++);
+  if constexpr (kQueries > 3)
+    for (; at + 3 <= count; at += 3) visit(at, Tile<3>(), i++);
+  if constexpr (kQueries > 2)
+    for (; at + 2 <= count; at += 2) visit(at, Tile<2>(), i++);
+  for (; at < count; at++) visit(at, Tile<1>(), i++);
 }
 
-template <bool half, int H>
-inline void attend_heads(const AttentionShape& s, const Span& span, int token, int kv_head, const float* q,
-                         const uint8_t* chunk_keys, const uint8_t* chunk_values, float* out, float* scores) {
-  // W=4, position 6: low 3, sees 3..6. Scores stand at (position - base), base a multiple of 16, so that lanes depend
-  // on positions alone.
-  const int position = span.start + token, D = s.head_dim;
-  const int low = position - s.window + 1 > 0 ? position - s.window + 1 : 0, base = low & ~15;
-  const int n = (position - base + kPanel) & ~15;
-  const size_t stride = size_t(n);
-  Run runs[3];
-  const int count = runs_of(s, span, kv_head, low, position, chunk_keys, chunk_values, runs);
+// The part of `found` that belongs to tile i, which begins with query `first`: all maxima and sums lie before the values.
+inline Found part(float* found, int queries, int first, int i, int head_dim) {
+  return {found + 2 * kPanel * i, found + 2 * kPanel * i + kPanel, found + 2 * kPanel * queries + first * round_up(head_dim)};
+}
 
+inline float* query_out(const AttentionShape& s, const Queries& of, int query) {
+  return of.out + (size_t(query / of.group) * s.heads + query % of.group) * s.head_dim;
+}
+
+inline void write_out(const AttentionShape& s, const Queries& of, int first, int n, Found found) {
+  const int D = s.head_dim;
+  for (int i = 0; i < n; i++) {
+    float* out = query_out(s, of, first + i);
+    const float* values = found.values + i * round_up(D);
+    const Floats total = splat(found.total[i]);
+    int d = 0;
+    for (; d + kPanel <= D; d += kPanel) store(out + d, div(load(values + d), total));
+    if (d == D) continue;
+    float lanes[kPanel];
+    store(lanes, div(load(values + d), total));
+    for (int j = d; j < D; j++) out[j] = lanes[j - d];
+  }
+}
+
+// The queries of a tile, rotated and scaled, as [D][Q].
+template <int Q>
+inline void pack_queries(const AttentionShape& s, const Queries& of, int first, float* row, float* to) {
+  const int D = s.head_dim;
   const float scale = 1 / __builtin_sqrtf(float(D));
-  int at = low - base;
-  for (int r = 0; r < count; at += runs[r++].count)
-    score<half, H>(q, D, runs[r].keys, runs[r].slot, runs[r].count, scale, scores + at, stride);
-  float total[H];
-  for (int h = 0; h < H; h++) total[h] = softmax_numerators(scores + h * stride, low - base, at, n);
+  for (int i = 0; i < Q; i++) {
+    const size_t token = size_t((first + i) / of.group), head = size_t((first + i) % of.group), angle = token * (D / 2);
+    rotate(of.q + (token * s.heads + head) * D, D, of.cos + angle, of.sin + angle, scale, row);
+    for (int d = 0; d < D; d++) to[d * Q + i] = row[d];
+  }
+}
 
-  for (int d = 0; d < D; d += kPanel) {
-    Floats sum[H];
-    for (int h = 0; h < H; h++) sum[h] = splat(0);
-    at = low - base;
-    for (int r = 0; r < count; at += runs[r++].count) {
-      for (int i = 0; i < runs[r].count; i++) {
-        const Floats value = load_kv<half>(runs[r].values, size_t(runs[r].slot + i) * round_up(D) + d);
-#pragma GCC unroll 4
-        for (int h = 0; h < H; h++) sum[h] = fma(value, splat(scores[h * stride + at + i]), sum[h]);
-      }
+// Where the panels of a block are. Those that nobody has written, or that have been overwritten, are not looked at.
+inline void find_panels(const AttentionShape& s, const Queries& of, int block, const uint8_t** panels) {
+  const size_t bytes = panel_bytes(s);
+  for (int i = 0, panel = block * (kBlock / kPanel); i < kBlock / kPanel; i++, panel++)
+    panels[i] = panel >= of.chunk_panel ? of.chunk + size_t(panel - of.chunk_panel) * bytes
+                                        : of.ring + size_t(panel % of.ring_panels) * bytes;
+}
+
+// fp16 panels [first, last) of a block as fp32, for machines that take long to widen a number, and many queries.
+inline void widen_panels(const AttentionShape& s, int first, int last, const uint8_t** panels, float* to) {
+  const size_t numbers = panel_bytes(s) / sizeof(uint16_t);
+  for (int i = first; i < last; i++, to += numbers) {
+    for (size_t j = 0; j < numbers; j += kPanel) store(to + j, load_half((const uint16_t*)panels[i] + j));
+    panels[i] = (const uint8_t*)to;
+  }
+}
+
+// A thread's scratch, in floats: what all the queries found, what a tile found in one block, its scores, the queries as
+// [D][Q], one of them, and widened panels.
+struct Workspace {
+  float *sum, *one, *scores, *packed, *row, *wide, *end;
+};
+
+inline Workspace divide(const AttentionShape& s, int n, float* memory) {
+  Workspace at;
+  const size_t D = size_t(round_up(s.head_dim));
+  at.sum = memory;
+  at.one = at.sum + found_floats(s, n);
+  at.scores = at.one + found_floats(s, kQueries);
+  at.packed = at.scores + kQueries * kBlock;
+  at.row = at.packed + size_t(n) * D;
+  at.wide = at.row + 2 * D;
+  at.end = at.wide + (kSlowHalf && s.kv == KvType::F16 ? 2 * kBlock * D : 0);
+  return at;
+}
+
+inline size_t attention_scratch(const AttentionShape& s, int n) { return uintptr_t(divide(s, n, nullptr).end); }
+
+// One block for the queries of a piece: added to their sums, or written to `found`.
+template <KvType kv>
+inline void attend_block(const AttentionShape& s, const Queries& of, int block, const uint8_t* const* panels, const Workspace& at,
+                         float* found) {
+  const int D = s.head_dim, n = of.last - of.first;
+  for_each_query_tile(n, [&](int first, auto tile, int i) {
+    constexpr int Q = tile.value;
+    Seen sees[Q];
+    bool some = false;
+    for (int j = 0; j < Q; j++) {
+      sees[j] = seen(s, of, of.first + first + j, block);
+      some |= sees[j].low < sees[j].high;
     }
-    for (int h = 0; h < H; h++) {
-      const Floats mean = div(sum[h], splat(total[h]));
-      if (d + kPanel <= D) {
-        store(out + h * D + d, mean);
+    if (!some && !found) return;
+    const Found here = clear(found ? part(found, n, first, i, D) : part(at.one, kQueries, 0, 0, D), Q, D);
+    if (!some) return;
+    attend_tile<kv, Q>(s, sees, at.packed + size_t(first) * D, panels, at.scores, here);
+    if (!found) add_block(part(at.sum, n, first, i, D), here, Q, D);
+  });
+}
+
+template <KvType kv>
+inline void attend_of(const AttentionShape& s, const Queries& of, int block0, int block1, float* found, float* scratch) {
+  const int D = s.head_dim, n = of.last - of.first;
+  const bool whole = block0 == 0 && block1 == of.blocks;
+  const Workspace at = divide(s, n, scratch);
+  for_each_query_tile(n, [&](int first, auto tile, int i) {
+    pack_queries<tile.value>(s, of, of.first + first, at.row, at.packed + size_t(first) * D);
+    if (whole) clear(part(at.sum, n, first, i, D), tile.value, D);
+  });
+  for (int b = block0; b < block1; b++) {
+    const uint8_t* panels[kBlock / kPanel];
+    find_panels(s, of, of.block + b, panels);
+    float* to = whole ? nullptr : found + size_t(b) * found_floats(s, n);
+    if constexpr (kSlowHalf && kv == KvType::F16)
+      if (n > 2 * kQueries) {
+        // The first query sees the oldest keys, the last one the newest.
+        const int low = seen(s, of, of.first, of.block + b).low, high = seen(s, of, of.last - 1, of.block + b).high;
+        widen_panels(s, low / kPanel, round_up(high) / kPanel, panels, at.wide);
+        AttentionShape wide = s;
+        wide.kv = KvType::F32;
+        attend_block<KvType::F32>(wide, of, of.block + b, panels, at, to);
         continue;
       }
-      float lanes[kPanel];
-      store(lanes, mean);
-      for (int i = d; i < D; i++) out[h * D + i] = lanes[i - d];
-    }
+    attend_block<kv>(s, of, of.block + b, panels, at, to);
   }
+  if (!whole) return;
+  for_each_query_tile(n, [&](int first, auto tile, int i) {
+    write_out(s, of, of.first + first, tile.value, part(at.sum, n, first, i, D));
+  });
 }
 
-template <bool half>
-inline void attend_of(const AttentionShape& s, const Span& span, int token, int kv_head, const float* q, const uint8_t* keys,
-                      const uint8_t* values, float* out, float* scores) {
-  int h = 0;
-  const int group = s.heads / s.kv_heads;
-  for (; h + kHeads <= group; h += kHeads)
-    attend_heads<half, kHeads>(s, span, token, kv_head, q + h * s.head_dim, keys, values, out + h * s.head_dim, scores);
-  for (; h < group; h++)
-    attend_heads<half, 1>(s, span, token, kv_head, q + h * s.head_dim, keys, values, out + h * s.head_dim, scores);
+inline void attend(const AttentionShape& s, const Queries& of, int block0, int block1, float* found, float* scratch) {
+  if (s.kv == KvType::F32) attend_of<KvType::F32>(s, of, block0, block1, found, scratch);
+  else if (s.kv == KvType::F16) attend_of<KvType::F16>(s, of, block0, block1, found, scratch);
+  else attend_of<KvType::I8>(s, of, block0, block1, found, scratch);
 }
 
-inline void attend(const AttentionShape& s, const Span& span, int token, int kv_head, const float* q, const uint8_t* keys,
-                   const uint8_t* values, float* out, float* scores) {
-  (s.half ? attend_of<true> : attend_of<false>)(s, span, token, kv_head, q, keys, values, out, scores);
-}
-
-template <bool half>
-inline void pack_chunk_of(const AttentionShape& s, const Span& span, int kv_head, const float* k, const float* v, uint8_t* keys,
-                          uint8_t* values) {
-  const int D = s.head_dim, padded = round_up(D);
-  for (int t = 0; t < span.count; t++) {
-    const size_t row = (size_t(t) * s.kv_heads + kv_head) * D, panel = size_t(t & ~15) * padded + (t & 15);
-    for (int d = 0; d < padded; d += kPanel) {
-      float key[kPanel] = {}, value[kPanel] = {};
-      for (int i = 0; i < kPanel && d + i < D; i++) key[i] = k[row + d + i], value[i] = v[row + d + i];
-      const size_t at = size_t(t) * padded + d;
-      if constexpr (half) {
-        uint16_t narrow[kPanel];
-        store_half(narrow, load(key));
-        for (int i = 0; i < kPanel; i++) ((uint16_t*)keys)[panel + size_t(d + i) * kPanel] = narrow[i];
-        store_half((uint16_t*)values + at, load(value));
-      } else {
-        for (int i = 0; i < kPanel; i++) ((float*)keys)[panel + size_t(d + i) * kPanel] = key[i];
-        store((float*)values + at, load(value));
-      }
-    }
-  }
-}
-
-inline void pack_chunk(const AttentionShape& s, const Span& span, int kv_head, const float* k, const float* v, uint8_t* keys,
-                       uint8_t* values) {
-  (s.half ? pack_chunk_of<true> : pack_chunk_of<false>)(s, span, kv_head, k, v, keys, values);
+inline void merge(const AttentionShape& s, const Queries& of, const float* found, float* scratch) {
+  const int D = s.head_dim, n = of.last - of.first;
+  for_each_query_tile(n, [&](int first, auto tile, int i) {
+    const Found sum = clear(part(scratch, kQueries, 0, 0, D), tile.value, D);
+    for (int b = 0; b < of.blocks; b++)
+      add_block(sum, part(const_cast<float*>(found) + size_t(b) * found_floats(s, n), n, first, i, D), tile.value, D);
+    write_out(s, of, of.first + first, tile.value, sum);
+  });
 }
 
 }  // namespace

@@ -9,11 +9,11 @@
 
 namespace ventoux {
 
-Cache::Cache(int kv_heads, int head_dim, std::vector<int> windows, bool half)
-    : shape_{0, kv_heads, head_dim, 0, half}, windows_(std::move(windows)) {}
+Cache::Cache(int kv_heads, int head_dim, std::vector<int> windows, KvType type)
+    : shape_{0, kv_heads, head_dim, 0, type}, windows_(std::move(windows)) {}
 
 int Cache::capacity(const Sequence& sequence, size_t layer) const {
-  return int(std::min(int64_t(windows_.at(layer)) + sequence.lookahead, int64_t(sequence.length)));
+  return round_up(int(std::min(int64_t(windows_.at(layer)) + sequence.lookahead, int64_t(sequence.length))));
 }
 
 int Cache::allocate(int length, int lookahead) {
@@ -21,9 +21,11 @@ int Cache::allocate(int length, int lookahead) {
   sequence.length = length;
   sequence.lookahead = lookahead;
   for (size_t l = 0; l < windows_.size(); l++)
-    sequence.bytes += 2 * head_bytes(shape_, capacity(sequence, l)) * size_t(shape_.kv_heads);
-  sequence.memory.reset(static_cast<uint8_t*>(std::calloc(sequence.bytes + 64, 1)), std::free);
-  if (!sequence.memory) throw std::bad_alloc();
+    sequence.bytes += head_bytes(shape_, capacity(sequence, l)) * size_t(shape_.kv_heads);
+  const std::shared_ptr<uint8_t> memory(static_cast<uint8_t*>(std::calloc(sequence.bytes + 64, 1)), std::free);
+  if (!memory) throw std::bad_alloc();
+  // Panels begin with a cache line.
+  sequence.memory = {memory, (uint8_t*)((uintptr_t(memory.get()) + 63) & ~uintptr_t(63))};
   bytes_ += sequence.bytes;
   const auto free = std::find_if(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return !s.memory; });
   const int slot = int(free - sequences_.begin());
@@ -49,25 +51,30 @@ Ring Cache::ring(int slot, int layer) const {
   const Sequence& sequence = sequences_[size_t(slot)];
   const int slots = capacity(sequence, size_t(layer));  // first: it checks `layer`
   uint8_t* at = sequence.memory.get();
-  for (int l = 0; l < layer; l++) at += 2 * head_bytes(shape_, capacity(sequence, size_t(l))) * size_t(shape_.kv_heads);
-  return {at, at + head_bytes(shape_, slots) * size_t(shape_.kv_heads), slots};
+  for (int l = 0; l < layer; l++) at += head_bytes(shape_, capacity(sequence, size_t(l))) * size_t(shape_.kv_heads);
+  return {at, slots};
 }
 
-void Cache::append(const Span& span, int kv_head, const uint8_t* keys, const uint8_t* values) const {
-  const size_t D = size_t(round_up(shape_.head_dim)), size = shape_.half ? 2 : 4, step = kPanel * size;
-  const int capacity = span.ring.capacity;
-  uint8_t* ring_keys = span.ring.keys + head_bytes(shape_, capacity) * size_t(kv_head);
-  uint8_t* ring_values = span.ring.values + head_bytes(shape_, capacity) * size_t(kv_head);
-  for (int t = std::max(0, span.count - capacity); t < span.count; t++) {
-    const int slot = (span.start + t) % capacity;
-    const uint8_t* from = keys + (size_t(t & ~15) * D + size_t(t & 15)) * size;
-    uint8_t* to = ring_keys + (size_t(slot & ~15) * D + size_t(slot & 15)) * size;
-    for (size_t d = 0; d < D; d++, from += step, to += step) {
-      if (size == 2) std::memcpy(to, from, 2);  // a constant size becomes one move
-      else std::memcpy(to, from, 4);
-    }
-    std::memcpy(ring_values + size_t(slot) * D * size, values + size_t(t) * D * size, D * size);
-  }
+void Cache::append(const Span& span, int kv_head, const uint8_t* chunk) const {
+  const size_t bytes = panel_bytes(shape_), plane = plane_bytes(shape_), size = kv_bytes(shape_.kv);
+  uint8_t* ring = span.ring.panels + head_bytes(shape_, span.ring.capacity) * size_t(kv_head);
+  const int panels = span.ring.capacity / kPanel, end = span.start + span.count;
+  // The ring has room for this many whole panels before the one that the chunk ends in.
+  const int first = span.start / kPanel, last = end / kPanel;
+  for (int panel = std::max(first, last - panels); panel < last; panel++)
+    std::memcpy(ring + size_t(panel % panels) * bytes, chunk + size_t(panel - first) * bytes, bytes);
+  // The lanes behind the end still hold older positions.
+  const size_t lanes = size_t(end % kPanel), width = kPanel * size;
+  if (lanes == 0) return;
+  const uint8_t* from = chunk + size_t(last - first) * bytes;
+  uint8_t* to = ring + size_t(last % panels) * bytes;
+  const size_t rows = size_t(round_up(shape_.head_dim));
+  for (size_t d = 0; d < rows; d++) std::memcpy(to + d * width, from + d * width, lanes * size);
+  for (size_t d = 0; d < rows / kPanel; d++)
+    std::memcpy(to + plane + d * kPanel * width, from + plane + d * kPanel * width, lanes * width);
+  if (shape_.kv != KvType::I8) return;
+  for (size_t scales = rows * width; scales < bytes; scales += plane)
+    std::memcpy(to + scales, from + scales, lanes * sizeof(float));
 }
 
 }  // namespace ventoux

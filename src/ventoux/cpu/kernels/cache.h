@@ -5,9 +5,10 @@
 // text goes on, and the keys that it sees have not been overwritten. W=4, lookahead 2, positions to 9: the ring holds
 // 4..9, and a chunk at 8 sees 5..7 and itself.
 //
-// Of one head in one layer: keys in panels of 16 slots, [panel][head_dim][16], so that one load has a component of 16 keys
-// and no score needs a sum across lanes; values as rows, [slot][head_dim]. Capacities and head_dim are rounded up
-// to 16 for that.
+// Of one head in one layer: panels of 16 slots, each with its keys as [head_dim][16], so that one load has a component of
+// 16 keys and no score needs a sum across lanes, and then its values as [head_dim / 16][16 slots][16]. In int8 either is
+// followed by 16 float scales, one for each slot. Capacities and head_dim are rounded up to 16, so the 16 positions from
+// 16 i on lie in one panel.
 #pragma once
 
 #include <memory>
@@ -20,7 +21,7 @@ namespace ventoux {
 class Cache {
  public:
   // windows[l] is layer l's window, INT32_MAX for none.
-  Cache(int kv_heads, int head_dim, std::vector<int> windows, bool half);
+  Cache(int kv_heads, int head_dim, std::vector<int> windows, KvType type);
   Cache(const Cache&) = delete;
   Cache& operator=(const Cache&) = delete;
   int allocate(int length, int lookahead);  // -> slot; throws std::bad_alloc
@@ -33,10 +34,10 @@ class Cache {
   int length(int slot) const { return sequences_.at(size_t(slot)).length; }
   int kv_heads() const { return shape_.kv_heads; }
   int head_dim() const { return shape_.head_dim; }
-  bool half() const { return shape_.half; }
+  KvType type() const { return shape_.kv; }
   int window(int layer) const { return windows_.at(size_t(layer)); }
-  // Copies the last positions of a chunk, packed by pack_chunk, into the ring.
-  void append(const Span& span, int kv_head, const uint8_t* keys, const uint8_t* values) const;
+  // Copies the last positions of a chunk of panels, the first of which holds position start & ~15, into the ring.
+  void append(const Span& span, int kv_head, const uint8_t* chunk) const;
 
  private:
   struct Sequence {

@@ -46,9 +46,17 @@ struct Activations {
 // How activations are rounded before they are multiplied with blocks: not at all; to 16 bits; to 8 where that is enough.
 enum class Rounding : int { None, Int16, Mixed };
 
-// Keys and values of one sequence in one layer; cache.h describes the layout.
+// How numbers are kept in the KV cache. I8: one scale for a token's key, one for its value, in each head.
+enum class KvType : int { F32, F16, I8 };
+
+struct AttentionShape {
+  int heads, kv_heads, head_dim, window;  // window: keys, the query's own included; INT32_MAX for none
+  KvType kv;
+};
+
+// Keys and values of one sequence in one layer: `capacity` slots, a multiple of 16, of each KV head; cache.h describes them.
 struct Ring {
-  uint8_t *keys, *values;
+  uint8_t* panels;
   int capacity;
 };
 
@@ -58,18 +66,41 @@ struct Span {
   int row, count, start;
 };
 
-struct AttentionShape {
-  int heads, kv_heads, head_dim, window;  // window: keys, the query's own included; INT32_MAX for none
-  bool half;                              // keys and values are kept in fp16
-};
-
 // static: a copy compiled for one instruction set must not be linked into another's place.
 static constexpr int round_up(int n) { return (n + kPanel - 1) / kPanel * kPanel; }
 
-// Bytes of one head's keys (or values) with room for `slots`; both dimensions are rounded up to 16 (see cache.h).
-static inline size_t head_bytes(const AttentionShape& s, int slots) {
-  return size_t(round_up(slots)) * size_t(round_up(s.head_dim)) * (s.half ? 2 : 4);
+static constexpr size_t kv_bytes(KvType type) { return type == KvType::F32 ? 4 : type == KvType::F16 ? 2 : 1; }
+
+// Bytes of one head's keys, and of its values, in a panel of 16 positions; I8 has 16 float scales behind them.
+static inline size_t plane_bytes(const AttentionShape& s) {
+  return size_t(kPanel) * size_t(round_up(s.head_dim)) * kv_bytes(s.kv) + (s.kv == KvType::I8 ? kPanel * sizeof(float) : 0);
 }
+
+// A panel: the keys of 16 positions, then their values.
+static inline size_t panel_bytes(const AttentionShape& s) { return 2 * plane_bytes(s); }
+
+// Bytes of one head's panels with room for `slots`.
+static inline size_t head_bytes(const AttentionShape& s, int slots) {
+  return size_t(round_up(slots) / kPanel) * panel_bytes(s);
+}
+
+// Positions whose keys are weighed together, counted from position 0: 0..255, 256..511, ... Every sum of attention is made
+// within such a block and then over the blocks in their order, so it does not depend on who else is in the batch.
+constexpr int kBlock = 256;
+
+// Queries [first, last) of one span and one KV head. Query i is that of the span's token i / group, of head i % group among
+// the `group` that share the KV head.
+struct Queries {
+  int first, last, group;
+  int start;                   // the position of the span's first token, with which q, cos, sin and out begin
+  const float *q, *cos, *sin;  // [token][heads][head_dim], from the group's first head on; [token][head_dim / 2] twice
+  float* out;                  // as q
+  // The head's panels. Positions 16 i .. 16 i + 15 are panel i mod ring_panels of the ring, or from i = chunk_panel on
+  // panel i - chunk_panel of the chunk.
+  const uint8_t *ring, *chunk;
+  int ring_panels, chunk_panel;
+  int block, blocks;  // the first block that one of them sees, and how many there are
+};
 
 struct Kernels {
   const char* name;
@@ -81,16 +112,26 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* y);
   // gate = silu(gate) * up.
   void (*swiglu)(float* gate, const float* up, size_t n);
-  // Appends the span's new keys and values [count][kv_heads][head_dim] of one head to a chunk of the cache's layout.
-  void (*pack_chunk)(const AttentionShape& shape, const Span& span, int kv_head, const float* k, const float* v,
-                     uint8_t* keys, uint8_t* values);
-  // One token and one KV head: out[g] = softmax(q[g] . keys) . values for the heads g that share it.
-  void (*attend)(const AttentionShape& shape, const Span& span, int token, int kv_head, const float* q,
-                 const uint8_t* chunk_keys, const uint8_t* chunk_values, float* out, float* scores);
+  // Rotates one token's key [D] of one head and puts it and its value into lane `lane` of a panel.
+  void (*store_kv)(const AttentionShape& shape, const float* k, const float* v, const float* cos, const float* sin,
+                   uint8_t* panel, int lane, float* scratch);
+  // What the queries find in blocks [block0, block1) of theirs (counted from 0). All of them: the result goes to `out`.
+  // Else each block's goes to its place in `found`: found_floats for each.
+  void (*attend)(const AttentionShape& shape, const Queries& queries, int block0, int block1, float* found, float* scratch);
+  // The result of all the blocks in `found`, in their order, to `out`.
+  void (*merge)(const AttentionShape& shape, const Queries& queries, const float* found, float* scratch);
+  // Bytes of scratch that attend and merge need for n queries; store_kv needs no more.
+  size_t (*attention_scratch)(const AttentionShape& shape, int n);
 };
 
 constexpr int kWidestTile = 12;              // tokens; regrouping splits its work at multiples of it
 constexpr size_t kScratchBytes = 96 * 1024;  // for a thread: unpacked weights in L1, sums in L2
+
+// Floats that n queries' findings take: a maximum and a sum in 16 lanes for each tile, and D sums for each query. A tile
+// may hold a single query.
+static inline size_t found_floats(const AttentionShape& s, int n) {
+  return size_t(n) * (2 * kPanel + size_t(round_up(s.head_dim)));
+}
 
 extern const Kernels kPortable;
 #ifdef VENTOUX_X86

@@ -43,6 +43,13 @@ Format format_of(const std::string& name) {
   throw std::invalid_argument("no kernel for the number format " + name);
 }
 
+KvType kv_type_of(const std::string& name) {
+  constexpr const char* names[] = {"f32", "f16", "int8"};
+  for (int i = 0; i < 3; i++)
+    if (name == names[i]) return KvType(i);
+  throw std::invalid_argument("no KV cache of the number format " + name);
+}
+
 void make_weight(Weight* at, Pool& pool, const std::string& format, int columns, Rows data, std::optional<Ints> order) {
   const int rows = size(data, 0);
   require(!order || order->shape(0) == data.shape(0), "order must have one entry a row");
@@ -110,7 +117,7 @@ void swiglu_py(Pool& pool, Out2 gate, Floats2 up) {
   swiglu(pool, gate.data(), up.data(), gate.size());
 }
 
-void attention_py(Pool& pool, const Cache& cache, int layer, int head_dim, Out2 q, Out2 k, Floats2 v, Floats2 cos, Floats2 sin,
+void attention_py(Pool& pool, const Cache& cache, int layer, int head_dim, Floats2 q, Floats2 k, Floats2 v, Floats2 cos, Floats2 sin,
                   Ints slots, Ints starts, Ints counts, Out2 out) {
   require(head_dim > 0 && cache.head_dim() == head_dim, "the cache was made for another model");
   const int tokens = size(q, 0), heads = size(q, 1) / head_dim, kv_heads = size(k, 1) / head_dim;
@@ -137,7 +144,7 @@ void attention_py(Pool& pool, const Cache& cache, int layer, int head_dim, Out2 
   require(row == tokens, "the spans do not cover the tokens");
   const AttentionInput in{layer, heads, kv_heads, head_dim, tokens, q.data(), k.data(), v.data(), cos.data(), sin.data()};
   nb::gil_scoped_release release;
-  attention(pool, cache, in, std::move(spans), out.data());
+  attention(pool, cache, in, spans, out.data());
 }
 
 }  // namespace
@@ -169,16 +176,16 @@ NB_MODULE(_kernels, m) {
   nb::class_<Cache>(m, "Cache", "Keys and values: min(window, length) positions of each sequence and layer.")
       .def(
           "__init__",
-          [](Cache* at, int kv_heads, int head_dim, const std::vector<std::optional<int>>& windows, bool half) {
+          [](Cache* at, int kv_heads, int head_dim, const std::vector<std::optional<int>>& windows, const std::string& dtype) {
             require(kv_heads > 0 && head_dim > 0 && head_dim % 2 == 0, "head_dim must be even, as its halves are rotated in pairs");
             std::vector<int> bounds;
             for (const auto& w : windows) {
               require(!w || *w > 0, "a window must be at least 1");
               bounds.push_back(w.value_or(INT_MAX));
             }
-            new (at) Cache(kv_heads, head_dim, std::move(bounds), half);
+            new (at) Cache(kv_heads, head_dim, std::move(bounds), kv_type_of(dtype));
           },
-          "kv_heads"_a, "head_dim"_a, "windows"_a, "half"_a)
+          "kv_heads"_a, "head_dim"_a, "windows"_a, "dtype"_a)
       .def(
           "allocate",
           [](Cache& c, int length, int lookahead) {
@@ -198,7 +205,7 @@ NB_MODULE(_kernels, m) {
   m.def("rms_norm", &rms_norm_py, "pool"_a, "x"_a, "weight"_a, "eps"_a, "out"_a.noconvert(),
         "out = x / rms(x) * weight, row by row.");
   m.def("swiglu", &swiglu_py, "pool"_a, "gate"_a.noconvert(), "up"_a, "gate = silu(gate) * up.");
-  m.def("attention", &attention_py, "pool"_a, "cache"_a, "layer"_a, "head_dim"_a, "q"_a.noconvert(), "k"_a.noconvert(),
+  m.def("attention", &attention_py, "pool"_a, "cache"_a, "layer"_a, "head_dim"_a, "q"_a, "k"_a,
         "v"_a, "cos"_a, "sin"_a, "slots"_a, "starts"_a, "counts"_a, "out"_a.noconvert(),
-        "Rotate q [T, H*D] and k [T, K*D] in place, attend into out [T, H*D], append k and v [T, K*D] to the cache.");
+        "Rotate q [T, H*D] and k [T, K*D], attend into out [T, H*D], put k and v [T, K*D] into the cache.");
 }

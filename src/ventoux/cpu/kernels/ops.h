@@ -24,12 +24,11 @@ void rms_norm(Pool& pool, const float* x, const float* weight, float eps, int ro
 void swiglu(Pool& pool, float* gate, const float* up, size_t n);
 
 // Rotates q [T, heads, D] and k [T, kv_heads, D] by cos and sin [T, D / 2] (halves i and i + D/2 are a pair), attends, and
-// appends k and v to the cache. out is [T, heads, D].
+// puts k and v into the cache. out is [T, heads, D].
 struct AttentionInput {
   int layer, heads, kv_heads, head_dim, tokens;
-  float *q, *k;
-  const float *v, *cos, *sin;
+  const float *q, *k, *v, *cos, *sin;
 };
-void attention(Pool& pool, const Cache& cache, const AttentionInput& in, std::vector<Span> spans, float* out);
+void attention(Pool& pool, const Cache& cache, const AttentionInput& in, const std::vector<Span>& spans, float* out);
 
 }  // namespace ventoux

@@ -14,6 +14,9 @@ constexpr int kQuantizedTile = 4;  // quantized tokens
 // Tokens whose integer sums fit the registers: two each, and two more where products need widening on the way.
 template <int kBits>
 constexpr int kAtOnce = kBits == 4 ? 4 : 2;
+constexpr int kQueries = 6;        // attention's queries at once: 2 x 6 sums, keys and a broadcast fit 16 registers
+constexpr int kSums = 4;  // sums that hide the latency of an fma
+constexpr bool kSlowHalf = false;
 constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
 
 struct Floats {

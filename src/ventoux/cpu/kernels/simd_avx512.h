@@ -17,6 +17,9 @@ constexpr int kTile = 12;           // tokens at once: 12 sums, the weights and 
 constexpr int kQuantizedTile = 12;  // quantized tokens: 12 integer sums
 template <int kBits>
 constexpr int kAtOnce = 12;
+constexpr int kQueries = 12;        // attention's queries at once
+constexpr int kSums = 8;  // sums that hide the latency of an fma
+constexpr bool kSlowHalf = false;
 constexpr int kSignedOffset = 128;  // vpdpbusd wants unsigned weights: signed bytes are moved up, their minimum down
 
 struct Floats {

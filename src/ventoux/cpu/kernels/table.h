@@ -9,6 +9,6 @@
 
 namespace ventoux {
 namespace {
-constexpr Kernels kTable = {kName, regroup, linear, rms_norm, swiglu, pack_chunk, attend};
+constexpr Kernels kTable = {kName, regroup, linear, rms_norm, swiglu, store_kv, attend, merge, attention_scratch};
 }
 }  // namespace ventoux

@@ -1,0 +1,165 @@
+// One tile of attention: a few queries of one KV head over one block of 256 positions.
+#pragma once
+
+#include "store_kv.h"
+
+namespace ventoux {
+namespace {
+
+// A maximum below all scores: of blocks in which a query sees nothing. (Differences of infinities would be NaN.)
+constexpr float kNothing = -3e38f;
+
+template <KvType kv>
+inline Floats load_kv(const uint8_t* p, size_t index) {
+  if constexpr (kv == KvType::F32) return load((const float*)p + index);
+  if constexpr (kv == KvType::F16) return load_half((const uint16_t*)p + index);
+  return load_i8(p + index);
+}
+
+// to[Q][kBlock] = q . keys of P panels, 16 lanes each: q is [D][Q], keys [D][16].
+template <KvType kv, int Q, int P>
+inline void score(const float* q, const uint8_t* const* panels, int D, float* to) {
+  Floats sum[Q][P];
+  for (int i = 0; i < Q; i++)
+    for (int p = 0; p < P; p++) sum[i][p] = splat(0);
+  for (int d = 0; d < D; d++) {
+    Floats key[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; p++) key[p] = load_kv<kv>(panels[p], size_t(d) * kPanel);
+#pragma GCC unroll 12
+    for (int i = 0; i < Q; i++) {
+      const Floats x = splat(q[size_t(d) * Q + i]);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; p++) sum[i][p] = fma(key[p], x, sum[i][p]);
+    }
+  }
+  for (int p = 0; p < P; p++)
+    for (int i = 0; i < Q; i++) {
+      if constexpr (kv == KvType::I8) {
+        const float* scales = (const float*)(panels[p] + size_t(kPanel) * round_up(D));
+        sum[i][p] = mul(sum[i][p], load(scales));
+      }
+      store(to + i * kBlock + p * kPanel, sum[i][p]);
+    }
+}
+
+// to[Q][.] += weights[Q][kBlock] . values of keys [low, high) of a block, P times 16 components; values [D / 16][16][16].
+template <KvType kv, int Q, int P>
+inline void weigh(const float* weights, const uint8_t* const* panels, size_t offset, int low, int high, float* to, int stride) {
+  Floats sum[Q][P];
+  for (int i = 0; i < Q; i++)
+    for (int p = 0; p < P; p++) sum[i][p] = load(to + i * stride + p * kPanel);
+  for (int key = low; key < high;) {
+    const uint8_t* values = panels[key / kPanel] + offset;
+    const int end = (key | (kPanel - 1)) < high ? (key | (kPanel - 1)) + 1 : high;
+    for (; key < end; key++) {
+      Floats value[P];
+#pragma GCC unroll 8
+      for (int p = 0; p < P; p++) value[p] = load_kv<kv>(values, size_t((key % kPanel + p * kPanel) * kPanel));
+#pragma GCC unroll 12
+      for (int i = 0; i < Q; i++) {
+        const Floats x = splat(weights[i * kBlock + key]);
+#pragma GCC unroll 8
+        for (int p = 0; p < P; p++) sum[i][p] = fma(value[p], x, sum[i][p]);
+      }
+    }
+  }
+  for (int i = 0; i < Q; i++)
+    for (int p = 0; p < P; p++) store(to + i * stride + p * kPanel, sum[i][p]);
+}
+
+// Panels, or 16 components, at once beside Q queries: enough sums that the latency of adding is hidden.
+template <int Q>
+constexpr int kBeside = Q >= kSums ? 1 : (kSums + Q - 1) / Q;
+
+template <KvType kv, int Q>
+inline void weigh_all(const AttentionShape& s, const float* weights, const uint8_t* const* panels, int low, int high, float* to) {
+  const int padded = round_up(s.head_dim);
+  const size_t values = plane_bytes(s), step = size_t(kPanel) * kv_bytes(kv);
+  int d = 0;
+  for (; low < high && d + kBeside<Q> * kPanel <= padded; d += kBeside<Q> * kPanel)
+    weigh<kv, Q, kBeside<Q>>(weights, panels, values + size_t(d) * step, low, high, to + d, padded);
+  for (; low < high && d < padded; d += kPanel)
+    weigh<kv, Q, 1>(weights, panels, values + size_t(d) * step, low, high, to + d, padded);
+}
+
+// Which keys of a block a query sees: [low, high), counted from the block's first position.
+struct Seen {
+  int low, high;
+};
+
+// W=4, position 258, block 1 (256..511): sees 255..258, of which 256..258 are in the block: [0, 3).
+inline Seen seen(const AttentionShape& s, const Queries& of, int query, int block) {
+  const int64_t high = int64_t(of.start) + query / of.group + 1 - int64_t(block) * kBlock, low = high - s.window;
+  return {low < 0 ? 0 : low < kBlock ? int(low) : kBlock, high > kBlock ? kBlock : high < 0 ? 0 : int(high)};
+}
+
+// exp(score - max) in place for keys [low, high) of a block, 0 for others that share a panel with them -> max and sum.
+inline void softmax_numerators(float* scores, Seen seen, float& most, float& total) {
+  const int begin = seen.low & ~(kPanel - 1), end = round_up(seen.high);
+  for (int i = begin; i < seen.low; i++) scores[i] = -__builtin_inff();
+  for (int i = seen.high; i < end; i++) scores[i] = -__builtin_inff();
+  Floats peak = load(scores + begin);
+  for (int i = begin + kPanel; i < end; i += kPanel) peak = max(peak, load(scores + i));
+  most = reduce_max(peak);
+  const Floats top = splat(most);
+  for (int i = begin; i < end; i += kPanel) store(scores + i, exp(sub(load(scores + i), top)));
+  for (int i = begin; i < seen.low; i++) scores[i] = 0;
+  for (int i = seen.high; i < end; i++) scores[i] = 0;
+  Floats sum = splat(0);
+  for (int i = begin; i < end; i += kPanel) sum = add(sum, load(scores + i));
+  total = reduce_add(sum);
+}
+
+// What the queries of a tile found, in some blocks: maxima and sums of exponentials in 16 lanes, weighted values a query.
+struct Found {
+  float *most, *total, *values;
+};
+
+inline Found clear(Found found, int queries, int head_dim) {
+  store(found.most, splat(kNothing));
+  store(found.total, splat(0));
+  for (int i = 0; i < queries * round_up(head_dim); i += kPanel) store(found.values + i, splat(0));
+  return found;
+}
+
+// One block for Q queries, packed as [D][Q] -> `found`, which was cleared. Queries that see nothing of it leave it so.
+template <KvType kv, int Q>
+inline void attend_tile(const AttentionShape& s, const Seen* sees, const float* q, const uint8_t* const* panels, float* scores,
+                        Found found) {
+  Seen any = {kBlock, 0}, all = {0, kBlock};
+  for (int i = 0; i < Q; i++) {
+    if (sees[i].low < sees[i].high) {
+      any = {sees[i].low < any.low ? sees[i].low : any.low, sees[i].high > any.high ? sees[i].high : any.high};
+    }
+    all = {sees[i].low > all.low ? sees[i].low : all.low, sees[i].high < all.high ? sees[i].high : all.high};
+  }
+  int panel = any.low / kPanel;
+  const int end = round_up(any.high) / kPanel;
+  for (; panel + kBeside<Q> <= end; panel += kBeside<Q>)
+    score<kv, Q, kBeside<Q>>(q, panels + panel, s.head_dim, scores + panel * kPanel);
+  for (; panel < end; panel++) score<kv, Q, 1>(q, panels + panel, s.head_dim, scores + panel * kPanel);
+  for (int i = 0; i < Q; i++) {
+    if (sees[i].low >= sees[i].high) continue;
+    float* row = scores + i * kBlock;
+    softmax_numerators(row, sees[i], found.most[i], found.total[i]);
+    if constexpr (kv == KvType::I8)
+      for (int p = sees[i].low / kPanel; p < round_up(sees[i].high) / kPanel; p++) {
+        const float* scales = (const float*)(panels[p] + panel_bytes(s)) - kPanel;
+        store(row + p * kPanel, mul(load(row + p * kPanel), load(scales)));
+      }
+  }
+  // Keys that all of them see go together. What a query does not see must not reach it even with a weight of 0, for it
+  // may be infinite.
+  const int padded = round_up(s.head_dim), first = all.low < all.high ? all.low : kBlock;
+  for (int i = 0; i < Q; i++)
+    weigh_all<kv, 1>(s, scores + i * kBlock, panels, sees[i].low, sees[i].high < first ? sees[i].high : first,
+                     found.values + i * padded);
+  if (first == kBlock) return;
+  weigh_all<kv, Q>(s, scores, panels, all.low, all.high, found.values);
+  for (int i = 0; i < Q; i++)
+    weigh_all<kv, 1>(s, scores + i * kBlock, panels, all.high, sees[i].high, found.values + i * padded);
+}
+
+}  // namespace
+}  // namespace ventoux
