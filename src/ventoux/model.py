@@ -13,15 +13,17 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from ventoux.batch import Backend, Batch, Float32, Segment
-from ventoux.chat import VERSIONS, ChatFormat, format_for, template_in
+from ventoux.chat import VERSIONS, ChatFormat, format_for
 from ventoux.checkpoint import Checkpoint, Tensor
 from ventoux.config import ModelConfig
 from ventoux.decoding import SamplingParams
 from ventoux.engine import Completion, Engine, Event, Finished, Request, Token, check_logits, check_prompt
 from ventoux.errors import ChatError, OutOfMemoryError, PromptTooLongError, RequestError, TokenizerError, shown
 from ventoux.tokenizer import Tokenizer
+from ventoux.vocabulary import check_same_vocabulary, texts
 
 Message = Mapping[str, Any]
+Make = Callable[[ModelConfig, Mapping[str, Tensor]], Backend]
 
 _PARAMETERS = [field.name for field in fields(SamplingParams)]
 _CHUNK = 512  # tokens of one forward pass
@@ -45,6 +47,7 @@ class Mistral:
         chat_format: str | None = None,
         checkpoint: Checkpoint | None = None,
         speculation: bool = True,
+        draft: Backend | None = None,
     ) -> None:
         if chat_format is not None and chat_format not in VERSIONS:
             raise ChatError(f"chat_format must be one of {', '.join(VERSIONS)}, found {chat_format!r}")
@@ -53,7 +56,7 @@ class Mistral:
         self._tokenizer = tokenizer
         self._template = template
         self._wanted_format = chat_format
-        self._engine = Engine(backend, tokenizer, budget=_CHUNK, speculates=speculation)
+        self._engine = Engine(backend, tokenizer, budget=_CHUNK, speculates=speculation, draft=draft)
         self._lock = threading.Lock()  # around the engine and the mailboxes
         self._mailboxes: dict[int, deque[tuple[int, Event]]] = {}
         self._abandoned: list[int] = []  # requests whose reader has gone
@@ -260,6 +263,7 @@ def load(
     compute: Literal["auto", "int16", "f32"] = "auto",
     chat_format: str | None = None,
     speculation: bool = True,
+    draft_model: str | Path | None = None,
 ) -> Mistral:
     """A model from a folder (raw or Hugging Face), a .gguf file, an alias or a hub id; None is the default model.
 
@@ -271,6 +275,7 @@ def load(
     compute      the kernels': "f32" for float32 activations, "int16" for quantized ones; "auto" suits the checkpoint
     chat_format  "v1", "v2", "v3", "v7", or "template"; None is what the checkpoint wants
     speculation  guess what the text repeats, and check several tokens at once where that is faster: the same text
+    draft_model  a smaller model of the same vocabulary, named as `path`, which guesses the rest, while that is faster
 
     Raises RequestError, MissingExtraError, CheckpointError, ConfigError, TokenizerError, ChatError, DownloadError or
     OutOfMemoryError, which say what was found and what to do. A checkpoint without a tokenizer loads: ids and logits
@@ -283,13 +288,33 @@ def load(
         raise RequestError(f"threads must be a whole number from 1 to {_MAX_THREADS}, found {threads!r}")
     if compute not in ("auto", "int16", "f32"):
         raise RequestError(f"compute must be auto, int16 or f32, found {shown(compute)}")
+    if draft_model is not None and (backend != "cpu" or not speculation):
+        raise RequestError("draft_model needs the cpu backend and speculation, which check what it guesses")
     make = _backend(backend, device=device, dtype=dtype, threads=threads, compute=compute)  # before anything is fetched
     found = checkpoint.read(pull.resolve(None if path is None else str(path)))
     config = found.config
     if window is not None:
         config = config.with_window(None if window == "off" else window)
+    tokenizer, template = texts(found)
+    draft = None
+    if draft_model is not None:
+        smaller = checkpoint.read(pull.resolve(str(draft_model)))
+        check_same_vocabulary(smaller, found, tokenizer)  # before the weights, which take longer
+        draft = _compute(make, smaller, smaller.config)
+    return Mistral(
+        _compute(make, found, config),
+        tokenizer=tokenizer,
+        template=template,
+        chat_format=chat_format,
+        checkpoint=found,
+        speculation=speculation,
+        draft=draft,
+    )
+
+
+def _compute(make: Make, found: Checkpoint, config: ModelConfig) -> Backend:
     try:
-        computing = make(config, found.tensors)
+        return make(config, found.tensors)
     except OutOfMemoryError:
         raise
     except MemoryError as error:
@@ -297,20 +322,11 @@ def load(
             f"{found.path}: its weights take {found.nbytes} bytes, more memory than the system gives;"
             " use a smaller or more strongly quantized model"
         ) from error
-    tokenizer, template = _texts(found)
-    return Mistral(
-        computing,
-        tokenizer=tokenizer,
-        template=template,
-        chat_format=chat_format,
-        checkpoint=found,
-        speculation=speculation,
-    )
 
 
 def _backend(
     name: str, *, device: str | None, dtype: str | None, threads: int | None, compute: Literal["auto", "int16", "f32"]
-) -> Callable[[ModelConfig, Mapping[str, Tensor]], Backend]:
+) -> Make:
     """What makes a backend of config and tensors. Raises RequestError for settings that it would have to ignore."""
     if name == "cpu":
         for setting, value in (("device", device), ("dtype", dtype)):
@@ -327,18 +343,3 @@ def _backend(
 
     where, numbers = choose("cpu" if device is None else device, dtype, threads)
     return partial(Backend, device=where, dtype=numbers, threads=threads)
-
-
-def _texts(found: Checkpoint) -> tuple[Tokenizer | None, str | None]:
-    """A checkpoint's tokenizer and its chat template, if it has them: in the GGUF file, or beside the weights."""
-    from ventoux import tokenizer
-
-    if found.kind == "gguf":  # whose metadata is read already
-        has_vocabulary = "tokenizer.ggml.tokens" in found.metadata
-        template = found.metadata.get("tokenizer.chat_template")
-        return (
-            tokenizer.from_gguf(found.metadata, source=found.path) if has_vocabulary else None,
-            template if isinstance(template, str) else None,
-        )
-    file = tokenizer.choose(found.path)
-    return tokenizer.load(file) if file else None, template_in(found.path)

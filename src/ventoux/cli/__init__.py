@@ -3,8 +3,10 @@
 import io
 import os
 import sys
+import warnings
+from typing import Any
 
-from ventoux.errors import VentouxError
+from ventoux.errors import VentouxError, VentouxWarning
 
 
 def main() -> None:
@@ -13,6 +15,7 @@ def main() -> None:
     debug = len(arguments) < len(sys.argv) - 1
     try:
         settle_streams()
+        settle_warnings()
         from ventoux.cli.app import run
 
         run(arguments or ["--help"])
@@ -38,6 +41,19 @@ def settle_streams() -> None:
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+
+
+def settle_warnings() -> None:
+    """Ours are for people to read, as errors are."""
+    others = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, VentouxWarning):
+            print(f"ventoux: warning: {message}", file=sys.stderr)
+        else:
+            others(message, category, *where, **more)
+
+    warnings.showwarning = tell
 
 
 def explained(error: Exception) -> str:

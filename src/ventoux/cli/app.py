@@ -12,6 +12,7 @@ from ventoux.cli.options import (
     MODEL_HELP,
     Parser,
     UsageError,
+    draft_flag,
     load,
     model_flags,
     positive,
@@ -107,7 +108,7 @@ def info(args: Namespace) -> None:
 
 
 def add_demo(add: Add) -> None:
-    flags = add("demo", "Continue the reference's three prompts.", demo, parents=[model_flags()])
+    flags = add("demo", "Continue the reference's three prompts.", demo, parents=[model_flags(), draft_flag()])
     add_reference_flags(flags, temperature=0.0)
 
 
@@ -120,7 +121,7 @@ def demo(args: Namespace) -> None:
 
 def add_interactive(add: Add) -> None:
     about = "Continue prompt after prompt, as the reference does. Ends with the input (Ctrl-D)."
-    flags = add("interactive", about, interactive, parents=[model_flags()])
+    flags = add("interactive", about, interactive, parents=[model_flags(), draft_flag()])
     add_reference_flags(flags, temperature=0.7)
     flags.add_argument("--instruct", action="store_true", help="talk in turns, in the model's chat format")
 
@@ -133,7 +134,7 @@ def interactive(args: Namespace) -> None:
 
 
 def add_generate(add: Add) -> None:
-    flags = add("generate", "Continue a text.", generate, parents=[model_flags(), sampling_flags()])
+    flags = add("generate", "Continue a text.", generate, parents=[model_flags(), draft_flag(), sampling_flags()])
     flags.add_argument("prompt", nargs="?", metavar="PROMPT", help="default: standard input")
     flags.add_argument(
         "--logprobs",
@@ -157,7 +158,7 @@ def generate(args: Namespace) -> None:
 
 def add_chat(add: Add) -> None:
     about = "Talk with a model. Alt-Enter starts a new line, Ctrl-C stops an answer, /help lists the commands."
-    flags = add("chat", about, chat, parents=[model_flags(), sampling_flags()])
+    flags = add("chat", about, chat, parents=[model_flags(), draft_flag(), sampling_flags()])
     flags.add_argument("--message", metavar="TEXT", help="answer this one message and exit")
     flags.add_argument("--system", metavar="TEXT", help="the system prompt")
     flags.add_argument("--safe-prompt", action="store_true", help="put Mistral's guardrail prompt first")
