@@ -43,7 +43,7 @@ def _different_sizes(draft: Checkpoint, target: Checkpoint) -> str:
 def _different_tokens(draft: Tokenizer | None, target: Tokenizer | None) -> str:
     """The first difference in words, "" when there is none."""
     if draft is None or target is None:
-        return "" if draft is target else f"the {'first' if draft is None else 'second'} has no tokenizer to compare by"
+        return "" if draft is target else f"the {'draft' if draft is None else 'model'} has no tokenizer to compare by"
     if draft.vocab_size != target.vocab_size:
         return f"its tokenizer knows {draft.vocab_size} tokens instead of {target.vocab_size}"
     ours, theirs = ({i: name for name, i in each.control_tokens().items()} for each in (draft, target))

@@ -82,6 +82,9 @@ def test_version(ventoux):
         (["generate", "x", "--threads", "0"], "--threads must be a whole number from 1 to 1024, found 0"),
         (["generate", "x", "--threads", "9" * 30], "--threads must be a whole number from 1 to 1024, found 999"),
         (["info", "a", "-m", "b"], "the model is named twice"),
+        (["generate", "x", "--draft-model", "a", "--no-speculation"], "--draft-model needs the cpu backend and specul"),
+        (["chat", "--draft-model", "a", "--backend", "pytorch"], "--draft-model needs the cpu backend and speculation"),
+        (["info", "--draft-model", "a"], "unrecognized arguments: --draft-model"),
         (["bench", "--repeat", "0"], "expected a whole number of at least 1, found '0'"),
     ],
 )
@@ -99,6 +102,7 @@ def errors(folder):
         (["generate", "x", *wide, "--window", str(1 << 31)], "from 1 to 1073741824, found 2147483648"),
         (["generate", "\udcff", *wide], "expected text, found the byte 0xff at character 0"),
         (["info", ""], "no model is called ''"),
+        (["generate", "x", *wide, "--draft-model", "no-such-draft"], "no-such-draft"),
         (["info", "~nobody/x"], "'~nobody/x': there is no such file or folder"),
         (["info", "x" * 5000], "File name too long"),
         (["bench", *wide, "--streams", "9" * 30], "streams must be at most 512, found 999"),
