@@ -201,7 +201,7 @@ def test_a_long_prompt_is_read_in_parts_while_the_text_goes_on():
     reading = [batch for batch in draft.batches if len(batch.logit_rows) == 0]
     assert len(reading) > 2
     assert all(0.05 + 0.005 * len(batch) < 1.5 for batch in reading)  # seconds; a step takes 1.05
-    assert completion.guesses.right > 50
+    assert completion.guesses.right > 30
 
 
 @pytest.mark.parametrize("temperature", [0, 1])

@@ -22,17 +22,12 @@ class Ledger:
         self._total = 0.0
         self.price = 0.5  # what one guess costs, in steps of its sequence, smoothed; half a step until it is known
 
-    @property
-    def debt(self) -> float:
-        """Seconds that guessing has cost more than it saved."""
-        return max(0.0, -self._balance)
-
-    def allows(self, streams: int, *, owed: float = 0.0) -> bool:
-        """Whether a step of so many sequences may check guesses; `owed` seconds are the debts of other sources."""
+    def allows(self, streams: int) -> bool:
+        """Whether a step of so many sequences may check guesses."""
         return (
             streams in self._plain
             and self._since_plain < 64  # the machine's speed drifts, and so does the length of the context
-            and self.debt <= max(0.0, self._share * self._total - owed)
+            and self._balance >= -self._share * self._total
         )
 
     def step(self, streams: int) -> float:

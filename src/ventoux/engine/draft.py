@@ -67,8 +67,8 @@ class DraftModel:
     a warning, and guesses no more: it is there for speed, and the texts are the same without it.
     """
 
-    def __init__(self, backend: Backend, *, clock: Callable[[], float]) -> None:
-        self.ledger = Ledger(share=0.045)  # with the debts of what texts repeat: no more than 5% in all
+    def __init__(self, backend: Backend, *, share: float, clock: Callable[[], float]) -> None:
+        self.ledger = Ledger(share)
         self._backend = backend
         self._clock = clock
         self._cache = backend.new_cache()

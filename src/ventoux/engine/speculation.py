@@ -31,8 +31,8 @@ class Guesser(Protocol):
 class Lookup:
     """What the texts hold already: each generation looks it up in its own ids."""
 
-    def __init__(self) -> None:
-        self.ledger = Ledger()
+    def __init__(self, share: float) -> None:
+        self.ledger = Ledger(share)
 
     def guess(self, running: Mapping[int, Generation], streams: int) -> dict[int, list[int]]:
         return {key: found for key, each in running.items() if (found := each.looked_up())}
@@ -49,8 +49,11 @@ class Speculation:
 
     def __init__(self, draft: Backend | None, *, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._draft = DraftModel(draft, clock=clock) if draft else None
-        self._guessers: list[Guesser] = [Lookup(), *([self._draft] if self._draft else [])]
+        # shares of the time that guessing may cost; a draft costs more to try than looking up, so it gets more
+        self._draft = DraftModel(draft, share=0.03, clock=clock) if draft else None
+        self._guessers: list[Guesser] = [Lookup(share=0.015 if draft else 0.03)]
+        if self._draft:
+            self._guessers.append(self._draft)
         self._source = self._guessers[0]  # of this step's guesses
         self._making = 0.0  # seconds that they took
 
@@ -62,8 +65,7 @@ class Speculation:
     def guess(self, running: Mapping[int, Generation], streams: int) -> dict[int, list[int]]:
         """Guesses for texts of `running` that want them, by key, to be checked in a step of `streams` sequences."""
         for guesser in self._guessers:
-            owed = sum(other.ledger.debt for other in self._guessers if other is not guesser)
-            if guesser.ledger.allows(streams, owed=owed):
+            if guesser.ledger.allows(streams):
                 begun = self._clock()
                 guesses = guesser.guess(running, streams)
                 seconds = self._clock() - begun
