@@ -20,6 +20,9 @@ from ventoux.decoding import SamplingParams
 from ventoux.engine import Completion, Engine, Event, Request
 from ventoux.errors import VentouxWarning
 
+# a draft that breaks down would pass most of these tests, since texts are the same without it
+pytestmark = pytest.mark.filterwarnings("error::ventoux.errors.VentouxWarning")
+
 
 class Clock:
     """Time that passes when a backend computes."""
@@ -190,18 +193,33 @@ def test_what_would_end_the_text_is_no_guess():
     assert guessed > 20
 
 
-def test_a_long_prompt_is_read_in_parts_while_the_text_goes_on():
+def test_a_long_prompt_is_read_from_its_end_and_whole_once_that_has_paid():
+    """In parts, none of which takes longer than a step or two, while the text goes on."""
     clock = Clock()
-    row = endless(letters(200))
+
+    def row(ids: list[int]) -> Float32:
+        return endless(letters(200))(ids[-4:])
+
     backend = TimedToy(row, clock, step=1.0, token=0.05, context=600)
     draft = TimedToy(row, clock, step=0.05, token=0.005, context=600)
     loop = Engine(backend, ByteTokenizer(), draft=draft, clock=clock)
     prompt = [BOS, *np.random.default_rng(0).integers(20, 220, 400).tolist()]
     [completion] = run(loop, [Request(prompt, SamplingParams(temperature=0, max_tokens=150))])
     reading = [batch for batch in draft.batches if len(batch.logit_rows) == 0]
-    assert len(reading) > 2
+    assert sum(batch.positions[0] == 0 for batch in reading) == 2
+    assert any(batch.positions[-1] >= 400 for batch in reading)
     assert all(0.05 + 0.005 * len(batch) < 1.5 for batch in reading)  # seconds; a step takes 1.05
-    assert completion.guesses.right > 30
+    assert completion.guesses.right > 100
+
+
+def test_a_text_that_outgrows_the_draft_is_read_on_from_its_end():
+    def row(ids: list[int]) -> Float32:
+        return endless(letters(200))(ids[-4:])
+
+    draft = TimedToy(row, Clock(), context=40)
+    loop, *_ = engine(row, draft)
+    [completion] = run(loop, [Request([BOS, 20, 21], SamplingParams(temperature=0, max_tokens=95))])
+    assert completion.guesses.right > 70
 
 
 @pytest.mark.parametrize("temperature", [0, 1])

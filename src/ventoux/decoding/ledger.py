@@ -22,12 +22,17 @@ class Ledger:
         self._total = 0.0
         self.price = 0.5  # what one guess costs, in steps of its sequence, smoothed; half a step until it is known
 
+    @property
+    def allowance(self) -> float:
+        """Seconds that guessing may still cost."""
+        return self._balance + self._share * self._total
+
     def allows(self, streams: int) -> bool:
         """Whether a step of so many sequences may check guesses."""
         return (
             streams in self._plain
             and self._since_plain < 64  # the machine's speed drifts, and so does the length of the context
-            and self._balance >= -self._share * self._total
+            and self.allowance >= 0
         )
 
     def step(self, streams: int) -> float:

@@ -13,25 +13,28 @@ from ventoux.errors import GenerationError, VentouxWarning
 
 _FIRST = 16  # ids of the first pass that reads, before it is known how long one takes
 _LARGEST = 512  # ids of one pass
+_TAIL = 32  # ids at a text's end that are enough to begin with
 
 
 @dataclass
 class _Reader:
-    """How far the draft model is in one text: the first `done` of its ids are in the draft's cache, in `slot`.
+    """How far the draft model is in one text: its ids from `skip` to before `done` are in the draft's cache, in `slot`.
 
     Behind them stand `ahead` guesses; those that were right become part of `done`, the others are overwritten.
+    skip=40, done=72: the slot holds 32 positions, and id 72 is to be run at position 32.
     """
 
     slot: int
-    length: int  # positions that the slot has
-    done: int = 0
+    skip: int
+    end: int  # ids that the slot has room for, the skipped ones included
+    done: int
     ahead: int = 0
     pace: Pace = field(default_factory=Pace)
 
 
 @dataclass
 class _Writing:
-    """One text's guesses in the making: `ids` are to be run next, from position `at`."""
+    """One text's guesses in the making: `ids` are to be run next, the first of them the text's id `at`."""
 
     generation: Generation
     chooser: Chooser
@@ -61,10 +64,11 @@ class DraftModel:
 
     It chooses as the request does, with the same parameters and the same random numbers, so that what it finds likely
     is guessed as it will be drawn. A text is read when it is first asked about, in passes that take about as long as a
-    step without guesses; in such a step nothing is guessed.
+    step without guesses; in such a step nothing is guessed. While reading it whole would cost more than the ledger has
+    for it, its end has to do, as for a text that outgrows the draft's context or its narrowest window.
 
-    Nothing is guessed past the draft's context or its narrowest window. A draft that cannot compute says so once, as
-    a warning, and guesses no more: it is there for speed, and the texts are the same without it.
+    A draft that cannot compute says so once, as a warning, and guesses no more: it is there for speed, and the texts
+    are the same without it.
     """
 
     def __init__(self, backend: Backend, *, share: float, clock: Callable[[], float]) -> None:
@@ -75,7 +79,7 @@ class DraftModel:
         widths = (window for window in backend.config.windows if window is not None)
         self._room = min(backend.config.context_length, *widths, sys.maxsize)  # positions that can be taken back
         self._readers: dict[Generation, _Reader] = {}
-        self._per_token = 0.0  # seconds to read one id, by the last pass that read
+        self._per_token: float | None = None  # seconds to read one id, by the last pass that read
         self._broken = False
 
     @property
@@ -113,18 +117,28 @@ class DraftModel:
 
     def _reader(self, generation: Generation) -> _Reader | None:
         """None for a text that is not to be guessed at in this step."""
-        reader = self._readers.get(generation)
-        if len(generation.ids) >= self._room:
+        reader, n = self._readers.get(generation), len(generation.ids)
+        if reader and (n >= reader.end or (reader.skip and self._affords(n))):
             self.forget(generation)
-            return None
+            reader = None
         if reader is None:
-            length = min(generation.length, self._room)
+            tail = min(_TAIL, self._room // 2)
+            if tail == 0:
+                return None
+            skip = 0 if n <= tail or self._affords(n) else n - tail
+            length = min(generation.length - skip, self._room)
             try:
-                reader = _Reader(self._cache.allocate(length, MAX_DRAFT), length)
+                reader = _Reader(self._cache.allocate(length, MAX_DRAFT), skip, end=skip + length, done=skip)
             except MemoryError:  # the text itself needs none of this
                 return None
             self._readers[generation] = reader
         return None if reader.pace.rests() else reader
+
+    def _affords(self, tokens: int) -> bool:
+        """Whether so many ids, from a text's beginning, fit into the draft, and may be read by the ledger."""
+        if self._per_token is None or tokens >= self._room:
+            return False
+        return tokens * self._per_token <= self.ledger.allowance
 
     def _read(self, lag: Mapping[Generation, _Reader], *, seconds: float) -> None:
         """Read on in texts that the draft is behind in, the oldest first, for about so many seconds."""
@@ -135,7 +149,7 @@ class DraftModel:
             budget -= len(part)
             if part:
                 parts.append((reader, part))
-        batch = Batch.pack([Segment(reader.slot, reader.done, ids) for reader, ids in parts])
+        batch = Batch.pack([Segment(reader.slot, reader.done - reader.skip, ids) for reader, ids in parts])
         begun = self._clock()
         self._backend.forward(batch, self._cache)
         self._per_token = (self._clock() - begun) / sum(len(ids) for _, ids in parts)
@@ -147,13 +161,16 @@ class DraftModel:
         texts = []
         for each, reader in readers.items():
             end = len(each.ids)
-            limit = min(each.length - 1, reader.length) - end  # nothing follows a guess in the last place
+            limit = min(each.length - 1, reader.end) - end  # nothing follows a guess in the last place
             if limit > 0:
                 at = min(reader.done, end - 1)
                 left = reader.pace.width(limit, self.ledger.price)
                 texts.append(_Writing(each, each.rehearsal(), at, each.ids[at:], left))
         while wanting := [text for text in texts if text.left]:
-            segments = [Segment(readers[text.generation].slot, text.at, text.ids, logits=1) for text in wanting]
+            segments = []
+            for text in wanting:
+                reader = readers[text.generation]
+                segments.append(Segment(reader.slot, text.at - reader.skip, text.ids, logits=1))
             rows = self._backend.forward(Batch.pack(segments), self._cache)
             check_logits(rows, self._backend)
             for text, row in zip(wanting, rows, strict=True):
