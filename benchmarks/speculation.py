@@ -8,7 +8,8 @@
                                                          time and change nothing, and drafts for itself without
 
 `copy` has a passage and its first sentences again, and goes on with it; `edit` asks for the passage with a word
-changed; `prose` goes on with a novel; `sampled` does so at temperature 0.8 and hardly repeats itself.
+changed; `prose` goes on with a novel; `sampled` does so at temperature 0.8 and hardly repeats itself; `short` is that
+after the novel's first words, which a draft model reads at once.
 The two engines share one model and run in turns, each beginning every other pair; each pair must give the same tokens,
 and gives one ratio of seconds.
 """
@@ -48,7 +49,9 @@ def tasks(model: Mistral, tokens: int) -> dict[str, Request]:
         "prose": model.tokenizer.encode(novel[:1500], bos=True),
     }
     requests = {name: Request(prompt, greedy) for name, prompt in prompts.items()}
-    return requests | {"sampled": Request(prompts["prose"], replace(greedy, temperature=0.8, seed=1))}
+    sampled = replace(greedy, temperature=0.8, seed=1)
+    short = model.tokenizer.encode(novel[:100], bos=True)
+    return requests | {"sampled": Request(prompts["prose"], sampled), "short": Request(short, sampled)}
 
 
 def shallow(model: Mistral, layers: int) -> Backend:

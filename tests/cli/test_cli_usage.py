@@ -1,9 +1,11 @@
 """Errors, help, and the page that describes them."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 COMMANDS = ("pull", "info", "demo", "interactive", "generate", "chat", "tokenize", "bench", "convert")
@@ -131,3 +133,28 @@ def test_facts_24_a_prompt_that_does_not_fit_is_refused_with_both_numbers(ventou
 def test_debug_shows_the_traceback(ventoux):
     with pytest.raises(Exception, match="no such alias"):
         ventoux("info", "no-such-model", "--debug")
+
+
+def test_a_draft_that_breaks_down_is_a_warning_of_one_line(ventoux, folder, tmp_path):
+    model = tiny.tiny_model(vocab_size=32000, hidden_size=32, intermediate_size=32)
+    model.model.norm.weight.data.fill_(float("nan"))
+    tiny.save_hf(model, tmp_path)
+    shutil.copy(folder / "tokenizer.model", tmp_path)
+    words = (
+        "generate",
+        "Hello",
+        "-m",
+        folder,
+        "--window",
+        "off",
+        "--max-tokens",
+        20,
+        "--temperature",
+        0,
+        "--ignore-eos",
+    )
+    status, out, err = ventoux(*words, "--draft-model", tmp_path)
+    assert (status, out) == ventoux(*words)[:2]
+    assert status == 0
+    [told] = [line for line in err.splitlines() if "ventoux" in line]
+    assert re.fullmatch("ventoux: warning: the draft model guesses no more, .*not finite numbers.*", told)
