@@ -11,9 +11,8 @@ from ventoux.engine.generation import Generation
 from ventoux.engine.request import check_logits
 from ventoux.errors import GenerationError, VentouxWarning
 
-_FIRST = 16  # ids of the first pass that reads, before it is known how long one takes
+_FEW = 16  # ids that one pass reads beside guessing
 _LARGEST = 512  # ids of one pass
-_TAIL = 32  # ids at a text's end that are enough to begin with
 
 
 @dataclass
@@ -21,7 +20,7 @@ class _Reader:
     """How far the draft model is in one text: its ids from `skip` to before `done` are in the draft's cache, in `slot`.
 
     Behind them stand `ahead` guesses; those that were right become part of `done`, the others are overwritten.
-    skip=40, done=72: the slot holds 32 positions, and id 72 is to be run at position 32.
+    skip=40, done=56: the slot holds 16 positions, and id 56 is to be run at position 16.
     """
 
     slot: int
@@ -79,7 +78,7 @@ class DraftModel:
         widths = (window for window in backend.config.windows if window is not None)
         self._room = min(backend.config.context_length, *widths, sys.maxsize)  # positions that can be taken back
         self._readers: dict[Generation, _Reader] = {}
-        self._per_token: float | None = None  # seconds to read one id, by the last pass that read
+        self._per_token: float | None = None  # seconds to read one id, by the last pass over many
         self._broken = False
 
     @property
@@ -93,7 +92,7 @@ class DraftModel:
             return {}
         try:
             readers = {each: reader for each in running.values() if (reader := self._reader(each))}
-            lag = {each: reader for each, reader in readers.items() if len(each.ids) - reader.done > _FIRST}
+            lag = {each: reader for each, reader in readers.items() if len(each.ids) - reader.done > _FEW}
             if lag:
                 self._read(lag, seconds=self.ledger.step(streams))
                 return {}
@@ -122,7 +121,7 @@ class DraftModel:
             self.forget(generation)
             reader = None
         if reader is None:
-            tail = min(_TAIL, self._room // 2)
+            tail = min(_FEW, self._room // 2)
             if tail == 0:
                 return None
             skip = 0 if n <= tail or self._affords(n) else n - tail
@@ -142,7 +141,9 @@ class DraftModel:
 
     def _read(self, lag: Mapping[Generation, _Reader], *, seconds: float) -> None:
         """Read on in texts that the draft is behind in, the oldest first, for about so many seconds."""
-        budget = _FIRST if not self._per_token else min(_LARGEST, max(_FIRST, int(seconds / self._per_token)))
+        budget = _FEW if self._per_token is None else _LARGEST
+        if self._per_token:
+            budget = min(_LARGEST, max(_FEW, int(seconds / self._per_token)))
         parts: list[tuple[_Reader, list[int]]] = []
         for each, reader in lag.items():
             part = each.ids[reader.done : -1][:budget]  # the last one is run when there is a guess to make
@@ -150,9 +151,7 @@ class DraftModel:
             if part:
                 parts.append((reader, part))
         batch = Batch.pack([Segment(reader.slot, reader.done - reader.skip, ids) for reader, ids in parts])
-        begun = self._clock()
-        self._backend.forward(batch, self._cache)
-        self._per_token = (self._clock() - begun) / sum(len(ids) for _, ids in parts)
+        self._forward(batch)
         for reader, ids in parts:
             reader.done += len(ids)
 
@@ -171,7 +170,7 @@ class DraftModel:
             for text in wanting:
                 reader = readers[text.generation]
                 segments.append(Segment(reader.slot, text.at - reader.skip, text.ids, logits=1))
-            rows = self._backend.forward(Batch.pack(segments), self._cache)
+            rows = self._forward(Batch.pack(segments))
             check_logits(rows, self._backend)
             for text, row in zip(wanting, rows, strict=True):
                 text.take(row)
@@ -179,6 +178,13 @@ class DraftModel:
             reader, end = readers[text.generation], len(text.generation.ids)
             reader.done, reader.ahead = end, text.at - end
         return {text.generation: text.guesses for text in texts}
+
+    def _forward(self, batch: Batch) -> Float32:
+        begun = self._clock()
+        logits = self._backend.forward(batch, self._cache)
+        if len(batch) >= _FEW:  # a pass over few ids says what the weights take, and not what an id does
+            self._per_token = (self._clock() - begun) / len(batch)
+        return logits
 
     def _stop(self, error: Exception) -> None:
         self._broken = True
