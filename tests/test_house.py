@@ -22,6 +22,7 @@ FLOORS = [
     ["cpu", "pytorch"],
     ["decoding"],
     ["engine"],
+    ["backends", "vocabulary"],
     ["model", "conversion"],
     ["cli"],
     ["__main__", "convert_mistral_weights_to_hf"],

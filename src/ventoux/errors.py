@@ -5,6 +5,10 @@ class VentouxError(Exception):
     """Base of all errors meant for a user; the CLI prints them as one line."""
 
 
+class VentouxWarning(UserWarning):
+    """Something to know that changes no result."""
+
+
 class ConfigError(VentouxError):
     """A model description has an unknown, missing or contradictory key; the message names file and key."""
 

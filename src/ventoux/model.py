@@ -2,23 +2,25 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields
-from functools import cached_property, partial
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
+from ventoux.backends import choose, compute_with
 from ventoux.batch import Backend, Batch, Float32, Segment
-from ventoux.checkpoint import Checkpoint, Tensor
+from ventoux.checkpoint import Checkpoint
 from ventoux.config import ModelConfig
 from ventoux.decoding import SamplingParams
 from ventoux.engine import Completion, Engine, Event, Finished, Request, Token, check_logits, check_prompt
 from ventoux.errors import ChatError, OutOfMemoryError, PromptTooLongError, RequestError, TokenizerError, shown
 from ventoux.tokenizer import Tokenizer
+from ventoux.vocabulary import check_same_vocabulary, texts
 
 if TYPE_CHECKING:
     from ventoux.chat import ChatFormat
@@ -47,6 +49,7 @@ class Mistral:
         chat_format: str | None = None,
         checkpoint: Checkpoint | None = None,
         speculation: bool = True,
+        draft: Backend | None = None,
     ) -> None:
         if chat_format is not None:
             from ventoux.chat import VERSIONS  # here, for continuing a text needs none of it
@@ -58,7 +61,7 @@ class Mistral:
         self._tokenizer = tokenizer
         self._template = template
         self._wanted_format = chat_format
-        self._engine = Engine(backend, tokenizer, budget=_CHUNK, speculates=speculation)
+        self._engine = Engine(backend, tokenizer, budget=_CHUNK, speculates=speculation, draft=draft)
         self._lock = threading.Lock()  # around the engine and the mailboxes
         self._mailboxes: dict[int, deque[tuple[int, Event]]] = {}
         self._abandoned: list[int] = []  # requests whose reader has gone
@@ -267,6 +270,7 @@ def load(
     kv_cache_dtype: Literal["auto", "f32", "f16", "int8"] = "auto",
     chat_format: str | None = None,
     speculation: bool = True,
+    draft_model: str | Path | None = None,
 ) -> Mistral:
     """A model from a folder (raw or Hugging Face), a .gguf file, an alias or a hub id; None is the default model.
 
@@ -280,6 +284,7 @@ def load(
     kv_cache_dtype  the kernels': keys and values in "f32", "f16" or "int8"; "auto" is f32 beside f32, else f16
     chat_format  "v1", "v2", "v3", "v7", or "template"; None is what the checkpoint wants
     speculation  guess what the text repeats, and check several tokens at once where that is faster: the same text
+    draft_model  a smaller model of the same vocabulary, named as `path`, which guesses the rest, while that is faster
 
     Raises RequestError, MissingExtraError, CheckpointError, ConfigError, TokenizerError, ChatError, DownloadError or
     OutOfMemoryError, which say what was found and what to do. A checkpoint without a tokenizer loads: ids and logits
@@ -294,64 +299,26 @@ def load(
         raise RequestError(f"compute must be auto, mixed, int16 or f32, found {shown(compute)}")
     if kv_cache_dtype not in ("auto", "f32", "f16", "int8"):
         raise RequestError(f"kv_cache_dtype must be auto, f32, f16 or int8, found {shown(kv_cache_dtype)}")
+    if draft_model is not None and (backend != "cpu" or not speculation):
+        raise RequestError("draft_model needs the cpu backend and speculation, which check what it guesses")
     kernels = {"compute": compute, "kv_cache_dtype": kv_cache_dtype}
-    make = _backend(backend, kernels, device=device, dtype=dtype, threads=threads)  # before anything is fetched
+    make = choose(backend, kernels, device=device, dtype=dtype, threads=threads)  # before anything is fetched
     found = checkpoint.read(pull.resolve(None if path is None else str(path)))
     config = found.config
     if window is not None:
         config = config.with_window(None if window == "off" else window)
-    try:
-        computing = make(config, found.tensors)
-    except OutOfMemoryError:
-        raise
-    except MemoryError as error:
-        raise OutOfMemoryError(
-            f"{found.path}: its weights take {found.nbytes} bytes, more memory than the system gives;"
-            " use a smaller or more strongly quantized model"
-        ) from error
-    tokenizer, template = _texts(found)
+    tokenizer, template = texts(found)
+    draft = None
+    if draft_model is not None:
+        smaller = checkpoint.read(pull.resolve(str(draft_model)))
+        check_same_vocabulary(smaller, found, tokenizer)  # before the weights, which take longer
+        draft = compute_with(make, smaller, smaller.config)
     return Mistral(
-        computing,
+        compute_with(make, found, config),
         tokenizer=tokenizer,
         template=template,
         chat_format=chat_format,
         checkpoint=found,
         speculation=speculation,
+        draft=draft,
     )
-
-
-def _backend(
-    name: str, kernels: dict[str, Any], *, device: str | None, dtype: str | None, threads: int | None
-) -> Callable[[ModelConfig, Mapping[str, Tensor]], Backend]:
-    """What makes a backend of config and tensors. Raises RequestError for settings that it would have to ignore."""
-    if name == "cpu":
-        for setting, value in (("device", device), ("dtype", dtype)):
-            if value is not None:
-                raise RequestError(f"{setting} {shown(value)} is for the pytorch backend, and this is the cpu backend")
-        from ventoux import cpu
-
-        return partial(cpu.Backend, threads=threads, **kernels)
-    if name != "pytorch":
-        raise RequestError(f"backend must be cpu or pytorch, found {shown(name)}")
-    for setting, value in kernels.items():
-        if value != "auto":
-            raise RequestError(f"{setting} {shown(value)} is for the cpu backend; the pytorch backend has dtype")
-    from ventoux.pytorch.backend import Backend, choose
-
-    where, numbers = choose("cpu" if device is None else device, dtype, threads)
-    return partial(Backend, device=where, dtype=numbers, threads=threads)
-
-
-def _texts(found: Checkpoint) -> tuple[Tokenizer | None, str | None]:
-    """A checkpoint's tokenizer and its chat template, if it has them: in the GGUF file, or beside the weights."""
-    from ventoux import tokenizer
-
-    if found.kind == "gguf":  # whose metadata is read already
-        template = found.metadata.get("tokenizer.chat_template")
-        has_vocabulary = "tokenizer.ggml.tokens" in found.metadata
-        words = tokenizer.from_gguf(found.metadata, source=found.path) if has_vocabulary else None
-        return words, template if isinstance(template, str) else None
-    from ventoux.chat import template_in
-
-    file = tokenizer.choose(found.path)
-    return tokenizer.load(file) if file else None, template_in(found.path)

@@ -56,6 +56,7 @@ def test_generate_streams_what_json_says(ventoux, folder, model):
     expected = model.generate("Hello", max_tokens=8, temperature=0)
     assert (found["text"], found["ids"], found["finish_reason"]) == (expected, expected.ids, "length")
     assert found["usage"] == {"prompt_tokens": 2, "completion_tokens": 8}
+    assert found["guesses"].keys() == {"checked", "right"}
     assert found["timings"].keys() >= {"queued_s", "prompt_s", "decode_s"}
     assert [each["top"][0][0] for each in found["logprobs"]] == expected.ids
     assert result(ventoux("generate", "Hello", *flags)) == f"{expected}\n"

@@ -1,9 +1,11 @@
 """Errors, help, and the page that describes them."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 COMMANDS = ("pull", "info", "demo", "interactive", "generate", "chat", "tokenize", "bench", "convert", "cache")
@@ -83,6 +85,9 @@ def test_version(ventoux):
         (["generate", "x", "--threads", "9" * 30], "--threads must be a whole number from 1 to 1024, found 999"),
         (["info", "a", "-m", "b"], "the model is named twice"),
         (["cache", "clean"], "argument clear: invalid choice: 'clean' (choose from"),
+        (["generate", "x", "--draft-model", "a", "--no-speculation"], "--draft-model needs the cpu backend and specul"),
+        (["chat", "--draft-model", "a", "--backend", "pytorch"], "--draft-model needs the cpu backend and speculation"),
+        (["info", "--draft-model", "a"], "unrecognized arguments: --draft-model"),
         (["bench", "--repeat", "0"], "expected a whole number of at least 1, found '0'"),
     ],
 )
@@ -100,6 +105,7 @@ def errors(folder):
         (["generate", "x", *wide, "--window", str(1 << 31)], "from 1 to 1073741824, found 2147483648"),
         (["generate", "\udcff", *wide], "expected text, found the byte 0xff at character 0"),
         (["info", ""], "no model is called ''"),
+        (["generate", "x", *wide, "--draft-model", "no-such-draft"], "no-such-draft"),
         (["info", "~nobody/x"], "'~nobody/x': there is no such file or folder"),
         (["info", "x" * 5000], "File name too long"),
         (["bench", *wide, "--streams", "9" * 30], "streams must be at most 512, found 999"),
@@ -128,3 +134,28 @@ def test_facts_24_a_prompt_that_does_not_fit_is_refused_with_both_numbers(ventou
 def test_debug_shows_the_traceback(ventoux):
     with pytest.raises(Exception, match="no such alias"):
         ventoux("info", "no-such-model", "--debug")
+
+
+def test_a_draft_that_breaks_down_is_a_warning_of_one_line(ventoux, folder, tmp_path):
+    model = tiny.tiny_model(vocab_size=32000, hidden_size=32, intermediate_size=32)
+    model.model.norm.weight.data.fill_(float("nan"))
+    tiny.save_hf(model, tmp_path)
+    shutil.copy(folder / "tokenizer.model", tmp_path)
+    words = (
+        "generate",
+        "Hello",
+        "-m",
+        folder,
+        "--window",
+        "off",
+        "--max-tokens",
+        20,
+        "--temperature",
+        0,
+        "--ignore-eos",
+    )
+    status, out, err = ventoux(*words, "--draft-model", tmp_path)
+    assert (status, out) == ventoux(*words)[:2]
+    assert status == 0
+    [told] = [line for line in err.splitlines() if "ventoux" in line]
+    assert re.fullmatch("ventoux: warning: the draft model guesses no more, .*not finite numbers.*", told)

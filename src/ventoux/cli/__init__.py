@@ -7,8 +7,10 @@ import gc
 import io
 import os
 import sys
+import warnings
+from typing import Any
 
-from ventoux.errors import VentouxError
+from ventoux.errors import VentouxError, VentouxWarning
 
 
 def main() -> None:
@@ -23,6 +25,7 @@ def main() -> None:
 
             logging.basicConfig(format="%(name)s: %(message)s")
             logging.getLogger("ventoux").setLevel(logging.DEBUG)
+        settle_warnings()
         from ventoux.cli.app import run
 
         run(arguments or ["--help"])
@@ -50,6 +53,19 @@ def settle_streams() -> None:
     for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace"), (sys.stderr, "replace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
+
+
+def settle_warnings() -> None:
+    """Ours are for people to read, as errors are."""
+    others = warnings.showwarning
+
+    def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, VentouxWarning):
+            print(f"ventoux: warning: {message}", file=sys.stderr)
+        else:
+            others(message, category, *where, **more)
+
+    warnings.showwarning = tell
 
 
 def explained(error: Exception) -> str:

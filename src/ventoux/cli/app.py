@@ -12,6 +12,7 @@ from ventoux.cli.options import (
     MODEL_HELP,
     Parser,
     UsageError,
+    draft_flag,
     load,
     model_flags,
     positive,
@@ -102,7 +103,7 @@ def info(args: Namespace) -> None:
 
 
 def add_demo(add: Add) -> None:
-    flags = add("Continue the reference's three prompts.", demo, parents=[model_flags()])
+    flags = add("Continue the reference's three prompts.", demo, parents=[model_flags(), draft_flag()])
     add_reference_flags(flags, temperature=0.0)
 
 
@@ -115,7 +116,7 @@ def demo(args: Namespace) -> None:
 
 def add_interactive(add: Add) -> None:
     about = "Continue prompt after prompt, as the reference does. Ends with the input (Ctrl-D)."
-    flags = add(about, interactive, parents=[model_flags()])
+    flags = add(about, interactive, parents=[model_flags(), draft_flag()])
     add_reference_flags(flags, temperature=0.7)
     flags.add_argument("--instruct", action="store_true", help="talk in turns, in the model's chat format")
 
@@ -128,7 +129,7 @@ def interactive(args: Namespace) -> None:
 
 
 def add_generate(add: Add) -> None:
-    flags = add("Continue a text.", generate, parents=[model_flags(), sampling_flags()])
+    flags = add("Continue a text.", generate, parents=[model_flags(), draft_flag(), sampling_flags()])
     flags.add_argument("prompt", nargs="?", metavar="PROMPT", help="default: standard input")
     flags.add_argument(
         "--logprobs",
@@ -152,7 +153,7 @@ def generate(args: Namespace) -> None:
 
 def add_chat(add: Add) -> None:
     about = "Talk with a model. Alt-Enter starts a new line, Ctrl-C stops an answer, /help lists the commands."
-    flags = add(about, chat, parents=[model_flags(), sampling_flags()])
+    flags = add(about, chat, parents=[model_flags(), draft_flag(), sampling_flags()])
     flags.add_argument("--message", metavar="TEXT", help="answer this one message and exit")
     flags.add_argument("--system", metavar="TEXT", help="the system prompt")
     flags.add_argument("--safe-prompt", action="store_true", help="put Mistral's guardrail prompt first")

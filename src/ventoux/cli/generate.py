@@ -42,6 +42,7 @@ def collect(events: list[Token | Finished]) -> dict[str, Any]:
         "ids": [token.id for token in tokens],
         "finish_reason": finished.reason,
         "usage": asdict(finished.usage),
+        "guesses": asdict(finished.guesses),
         "timings": timings,
     }
     if tokens and tokens[0].logprob is not None:

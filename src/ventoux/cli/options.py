@@ -81,6 +81,17 @@ def model_flags() -> ArgumentParser:
     return flags
 
 
+def draft_flag() -> ArgumentParser:
+    """For commands that generate."""
+    flags = Parser(add_help=False)
+    flags.add_argument(
+        "--draft-model",
+        metavar="MODEL",
+        help="a smaller model of the same vocabulary that guesses ahead; same text",
+    )
+    return flags
+
+
 def load(args: Namespace, *, name: str | None = None) -> "Mistral":
     """The model that the flags mean; `name` stands for --model where a command takes it as an argument."""
     from ventoux.model import load
@@ -99,9 +110,10 @@ def load(args: Namespace, *, name: str | None = None) -> "Mistral":
             kv_cache_dtype=args.kv_cache_dtype,
             chat_format=getattr(args, "chat_format", None),
             speculation=not args.no_speculation,
+            draft_model=getattr(args, "draft_model", None),
         )
     except RequestError as error:  # what is wrong with a file has errors of its own
-        raise wrong_flag(error, ("threads", "compute", "kv_cache_dtype", "device", "dtype")) from error
+        raise wrong_flag(error, ("threads", "compute", "kv_cache_dtype", "device", "dtype", "draft_model")) from error
 
 
 def sampling_flags() -> ArgumentParser:

@@ -1,6 +1,8 @@
 """Pure decisions over logits and ids: which token comes next, and when to stop."""
 
-from ventoux.decoding.lookup import MAX_DRAFT, Ledger, PromptLookup
+from ventoux.decoding.choosing import Chooser
+from ventoux.decoding.ledger import MAX_DRAFT, Ledger, Pace
+from ventoux.decoding.lookup import PromptLookup
 from ventoux.decoding.params import MAX_LOGPROBS, SamplingParams
 from ventoux.decoding.sampling import History, Sampled, sample
 from ventoux.decoding.stopping import StopStrings
@@ -8,8 +10,10 @@ from ventoux.decoding.stopping import StopStrings
 __all__ = [
     "MAX_DRAFT",
     "MAX_LOGPROBS",
+    "Chooser",
     "History",
     "Ledger",
+    "Pace",
     "PromptLookup",
     "Sampled",
     "SamplingParams",

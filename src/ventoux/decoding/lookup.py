@@ -6,7 +6,8 @@ are what the model would have chosen. https://github.com/apoorvumang/prompt-look
 
 from collections.abc import Iterable
 
-MAX_DRAFT = 15  # guesses at once; with the token before them 16 rows, which the kernels take in one tile
+from ventoux.decoding.ledger import MAX_DRAFT
+
 _LENGTHS = (4, 3, 2)  # tokens that must have stood together before, the longest first
 _REST = 32  # tokens without a guess at most, after guesses that were wrong
 
@@ -60,42 +61,3 @@ class PromptLookup:
             self._width = max(2, right + 1)
         self._wrong = 0 if right else self._wrong + 1
         self._rest = min(_REST, 2**self._wrong - 1)
-
-
-class Ledger:
-    """Whether guessing pays on this machine, for this model: what it has cost and saved, in seconds of decoding.
-
-    A step that checks guesses is compared with recent ones without; what it took longer is its cost, and a right guess
-    saves the step that it stands for. While the balance is below -`share` of all decoding's time, nothing is guessed;
-    so guessing costs no more than that and one step with guesses, whatever the text.
-    """
-
-    def __init__(self, share: float = 0.03) -> None:
-        self._share = share
-        self._plain: dict[int, float] = {}  # streams in a step -> seconds of one, smoothed
-        self._since_plain = 0
-        self._balance = 0.0
-        self._total = 0.0
-
-    def allows(self, streams: int) -> bool:
-        """Whether a step of so many sequences may check guesses."""
-        return (
-            streams in self._plain
-            and self._since_plain < 64  # the machine's speed drifts, and so does the length of the context
-            and self._balance >= -self._share * self._total
-        )
-
-    def plain(self, streams: int, seconds: float) -> None:
-        """A step without guesses: one token for each of the sequences."""
-        known = self._plain.get(streams, seconds)
-        self._plain[streams] = known + 0.25 * (seconds - known)
-        self._since_plain = 0
-        self._total += seconds
-
-    def checked(self, streams: int, seconds: float, right: int) -> None:
-        """A step with guesses, of which `right` were right in all."""
-        step = self._plain[streams]
-        self._balance += step * right / streams - max(0.0, seconds - step)
-        self._balance = min(self._balance, 0.25 * self._total)  # what was saved long ago does not pay for ever
-        self._since_plain += 1
-        self._total += seconds

@@ -51,6 +51,11 @@ class History:
         self._seen.add(token_id)
         self._generated[token_id] += 1
 
+    def copy(self) -> "History":
+        twin = History(self._seen)
+        twin._generated = self._generated.copy()
+        return twin
+
     def seen(self) -> Int64:
         """Ids of the prompt and of the answer, each once."""
         return np.fromiter(self._seen, np.int64, len(self._seen))

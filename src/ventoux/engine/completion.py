@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Self
 
-from ventoux.engine.request import Event, Finished, Reason, Timings, Token, Usage
+from ventoux.engine.request import Event, Finished, Guesses, Reason, Timings, Token, Usage
 
 
 class Completion(str):
@@ -55,3 +55,7 @@ class Completion(str):
     @property
     def timings(self) -> Timings:
         return self.finished.timings
+
+    @property
+    def guesses(self) -> Guesses:
+        return self.finished.guesses

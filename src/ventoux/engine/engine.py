@@ -5,21 +5,14 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from time import perf_counter
 
-import numpy as np
-
 from ventoux.batch import Backend, Batch, Float32, Segment
-from ventoux.decoding import MAX_DRAFT, Ledger
+from ventoux.decoding import MAX_DRAFT
 from ventoux.engine.generation import Generation
-from ventoux.engine.request import Event, Finished, Reason, Request, check_ids, check_prompt
+from ventoux.engine.request import Event, Finished, Reason, Request, check_ids, check_logits, check_prompt
 from ventoux.engine.scheduler import Chunk, Progress, schedule
-from ventoux.errors import GenerationError, OutOfMemoryError, PromptTooLongError, RequestError
+from ventoux.engine.speculation import Speculation
+from ventoux.errors import OutOfMemoryError, PromptTooLongError, RequestError
 from ventoux.tokenizer.base import Tokenizer
-
-
-def check_logits(logits: Float32, backend: Backend) -> None:
-    """Raise GenerationError, with the backend's reason, when a row of logits [..., vocab] is not of finite numbers."""
-    if not np.isfinite(logits.max(-1)).all():  # the maximum of an array that holds a NaN is NaN
-        raise GenerationError(f"the model returned logits that are not finite numbers: {backend.not_finite()}")
 
 
 class Engine:
@@ -28,8 +21,8 @@ class Engine:
     One step runs at most `budget` tokens, prompts and answers alike, of at most `max_sequences` requests; the others
     wait. Without a tokenizer ids flow and all text is "". Not for several threads at once.
 
-    Where the text repeats what it holds already, several tokens are guessed and checked in one pass, while that is
-    faster, and on backends where it changes nothing.
+    Several tokens are guessed and checked in one pass, while that is faster, and on backends where it changes nothing:
+    where the text repeats what it holds already, and elsewhere by `draft`, a smaller model of the same vocabulary.
     """
 
     def __init__(
@@ -40,10 +33,12 @@ class Engine:
         budget: int = 512,
         max_sequences: int = 32,
         speculates: bool = True,
+        draft: Backend | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         if budget < 1 or max_sequences < 1:
             raise RequestError(f"budget and max_sequences must be at least 1, found {budget} and {max_sequences}")
+        assert draft is None or draft.config.vocab_size == backend.config.vocab_size
         self._backend = backend
         self._tokenizer = tokenizer
         self._budget = budget
@@ -52,7 +47,7 @@ class Engine:
         self._speculates = speculates and backend.same_bits
         # a text that outgrows the narrowest window is not guessed at: the cache keeps W positions, and no more for that
         self._widest = min((window for window in backend.config.windows if window is not None), default=sys.maxsize)
-        self._ledger = Ledger()
+        self._speculation = Speculation(draft, clock=clock)
         self._clock = clock
         self._eos_ids = {*backend.config.eos_ids, *(tokenizer.end_ids if tokenizer else ())}
         self._keys = count()
@@ -67,8 +62,8 @@ class Engine:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of keys and values that the running requests hold."""
-        return self._cache.nbytes
+        """Bytes of keys and values that the running requests hold, a draft model's included."""
+        return self._cache.nbytes + self._speculation.kv_bytes
 
     def add(self, request: Request) -> int:
         """Queue a request -> the key under which its events come. Raises as `check` does, before anything is queued."""
@@ -128,9 +123,10 @@ class Engine:
     def _drafts(self) -> dict[int, list[int]]:
         """What running requests guess to come next, while guessing pays and nobody waits for a prompt to be read."""
         decoding = all(len(each.ids) - each.done == 1 for each in self._running.values())
-        if not self._speculates or self._waiting or not decoding or not self._ledger.allows(len(self._running)):
+        if not self._speculates or self._waiting or not decoding:
             return {}
-        return {key: draft for key, each in self._running.items() if (draft := each.draft())}
+        wanting = {key: each for key, each in self._running.items() if each.guesses}
+        return self._speculation.guess(wanting, len(self._running))
 
     def _plan(self, drafts: Mapping[int, list[int]]) -> list[Chunk]:
         waiting, running = (
@@ -180,9 +176,11 @@ class Engine:
                 right += self._accept(chunk.key, logits[row : row + 1 + len(draft)], draft)
                 row += 1 + len(draft)
         if row > len(chunks):
-            self._ledger.checked(len(chunks), seconds, right)
+            self._speculation.checked(len(chunks), seconds, guessed=row - len(chunks), right=right)
         elif row == len(chunks) == len(batch):
-            self._ledger.plain(len(chunks), seconds)
+            self._speculation.plain(len(chunks), seconds)
+        else:
+            self._speculation.read(seconds)
 
     def _accept(self, key: int, logits: Float32, draft: list[int]) -> int:
         """Choose a request's next tokens from logits [1 + len(draft), vocab], until one is not what the draft said.
@@ -191,6 +189,7 @@ class Engine:
         what it would be without a draft. -> how many guesses were right; their keys and values stay.
         """
         generation = self._running[key]
+        generation.guessed += len(draft)
         for right, row in enumerate(logits):
             try:
                 check_logits(row, self._backend)
@@ -204,8 +203,10 @@ class Engine:
                 return right
             if right == len(draft) or generation.ids[-1] != draft[right]:
                 break
+            generation.right += 1
         generation.done += right
-        generation.tell(len(draft), right)
+        if draft:
+            self._speculation.tell(generation, len(draft), right)
         return right
 
     def _end(self, key: int, reason: Reason, error: Exception | None = None) -> None:
@@ -214,6 +215,7 @@ class Engine:
     def _release(self, key: int) -> Generation:
         """Forget a request; its cache is free at once."""
         generation = self._waiting.pop(key) if key in self._waiting else self._running.pop(key)
+        self._speculation.forget(generation)
         if generation.slot is not None:
             self._cache.free(generation.slot)
         return generation

@@ -3,11 +3,9 @@
 from collections.abc import Collection
 from time import perf_counter
 
-import numpy as np
-
 from ventoux.batch import Float32
-from ventoux.decoding import History, PromptLookup, StopStrings, sample
-from ventoux.engine.request import Event, Finished, Reason, Request, Timings, Token, Usage
+from ventoux.decoding import Chooser, PromptLookup, StopStrings
+from ventoux.engine.request import Event, Finished, Guesses, Reason, Request, Timings, Token, Usage
 from ventoux.tokenizer.base import Tokenizer
 
 
@@ -33,11 +31,10 @@ class Generation:
         self.slot: int | None = None
         self.length = len(self.ids) + limit  # positions at most
         self._prompt_tokens = len(self.ids)
-        self._params = params
-        self._ends = {*params.stop_ids, *(() if params.ignore_eos else eos_ids)}
-        self._rng = np.random.Generator(np.random.PCG64(params.seed)) if params.temperature else None
-        self._history = History(self.ids)
+        self.ends = {*params.stop_ids, *(() if params.ignore_eos else eos_ids)}
+        self._chooser = Chooser(params, self.ids)
         self.guesses = guesses
+        self.guessed = self.right = 0  # guesses that were checked, and that were followed up
         self._lookup = PromptLookup(self.ids) if guesses else None
         self._stream = tokenizer.stream(after=self.ids if request.continues else ()) if tokenizer else None
         self._stops = StopStrings(params.stop)
@@ -50,26 +47,29 @@ class Generation:
         self.slot = slot
         self._started_at = perf_counter()
 
-    def draft(self) -> list[int]:
-        """Guesses of what comes after ids, as many as could still be part of the answer."""
+    def looked_up(self) -> list[int]:
+        """Guesses of what comes after ids, by what they hold, as many as could still be part of the answer."""
         return self._lookup.draft(self.length - len(self.ids) - 1) if self._lookup else []
 
-    def tell(self, drafted: int, right: int) -> None:
-        """How many of the guesses that were checked were right."""
+    def tell_lookup(self, guessed: int, right: int) -> None:
+        """How many of those that were checked were right."""
         if self._lookup:
-            self._lookup.tell(drafted, right)
+            self._lookup.tell(guessed, right)
+
+    def rehearsal(self) -> Chooser:
+        """What chooses as this generation is going to, and leaves it as it is."""
+        return self._chooser.rehearsal()
 
     def accept(self, logits: Float32) -> list[Event]:
         """Choose the next token from logits [vocab]: its events, the last of which may be Finished.
 
         An id that ends the text is no event of its own. Raises what sampling and decoding raise.
         """
-        sampled = sample(logits, self._params, rng=self._rng, history=self._history)
+        sampled = self._chooser.choose(logits)
         self._first_at = self._first_at or perf_counter()
-        if sampled.id in self._ends:
+        if sampled.id in self.ends:
             return [self.finish("stop")]
         self.ids.append(sampled.id)
-        self._history.add(sampled.id)
         if self._lookup:
             self._lookup.add(sampled.id)
         text = self._stops.push(self._stream.push(sampled.id)) if self._stream else ""
@@ -86,7 +86,8 @@ class Generation:
         if self._stops.stopped and reason == "length":  # bytes that never became a character can complete a stop string
             reason = "stop"
         usage = Usage(self._prompt_tokens, len(self.ids) - self._prompt_tokens)
-        return Finished(reason, usage, self._timings(), text + self._stops.finish(), error)
+        guesses = Guesses(self.guessed, self.right)
+        return Finished(reason, usage, self._timings(), text + self._stops.finish(), error, guesses)
 
     def _timings(self) -> Timings:
         """A request that ends early spent nothing in the phases that it did not reach."""

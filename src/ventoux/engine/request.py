@@ -5,9 +5,12 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Literal
 
+import numpy as np
+
+from ventoux.batch import Backend, Float32
 from ventoux.config import ModelConfig
 from ventoux.decoding import SamplingParams
-from ventoux.errors import RequestError
+from ventoux.errors import GenerationError, RequestError
 
 Reason = Literal["stop", "length", "cancelled", "error"]
 
@@ -58,6 +61,17 @@ class Timings:
 
 
 @dataclass(frozen=True)
+class Guesses:
+    """How many guesses of tokens were checked, and how many passes over the weights the right ones saved.
+
+    That depends on what was faster, as timings do; the text does not.
+    """
+
+    checked: int = 0
+    right: int = 0
+
+
+@dataclass(frozen=True)
 class Finished:
     """The last event of a request.
 
@@ -70,6 +84,7 @@ class Finished:
     timings: Timings
     text: str = ""
     error: Exception | None = None
+    guesses: Guesses = Guesses()
 
     @property
     def prompt_tok_s(self) -> float:
@@ -91,6 +106,12 @@ def check_prompt(ids: Sequence[int], config: ModelConfig) -> None:
     if len(ids) == 0:
         raise RequestError("the prompt is empty; give at least one token to go on from")
     check_ids("the prompt", ids, config)
+
+
+def check_logits(logits: Float32, backend: Backend) -> None:
+    """Raise GenerationError, with the backend's reason, when a row of logits [..., vocab] is not of finite numbers."""
+    if not np.isfinite(logits.max(-1)).all():  # the maximum of an array that holds a NaN is NaN
+        raise GenerationError(f"the model returned logits that are not finite numbers: {backend.not_finite()}")
 
 
 def check_ids(name: str, ids: Iterable[int], config: ModelConfig) -> None:
