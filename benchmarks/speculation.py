@@ -9,6 +9,7 @@ The two engines share one model and run in turns; each pair must give the same t
 """
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -64,12 +65,21 @@ def main() -> None:
     parser.add_argument("--model", help="as ventoux.load takes it (default: the default model)")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--json", action="store_true", help="all measurements, tokens/s, as one object")
     args = parser.parse_args()
     model = ventoux.load(args.model)
 
     def make(guesses: bool) -> Engine:
         return Engine(model.backend, model.tokenizer, speculates=guesses)
 
+    if args.json:
+        measured = {name: compare(make, request, args.pairs) for name, request in tasks(model, args.tokens).items()}
+        speeds = {
+            name: {kind: [args.tokens / pair[i] for pair in pairs] for i, kind in enumerate(("with", "without"))}
+            for name, pairs in measured.items()
+        }
+        print(json.dumps(speeds))
+        return
     print("| text | with guesses, tokens/s | without, tokens/s | with / without |")
     print("|---|---|---|---|")
     for name, request in tasks(model, args.tokens).items():
