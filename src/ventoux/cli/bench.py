@@ -205,7 +205,7 @@ def read(backend: Backend, cache: Cache, slot: int, ids: list[int], *, start: in
 
 
 def resident_memory() -> dict[str, int] | None:
-    """Bytes that this process has resident: its own (RssAnon), and pages of files (RssFile); None where not on Linux."""
+    """Bytes that this process has resident: its own (RssAnon), and pages of files (RssFile). None if not on Linux."""
     try:
         status = Path("/proc/self/status").read_text()
         return {
