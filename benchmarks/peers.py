@@ -24,7 +24,7 @@ from typing import Any
 from cold_start import once
 from comparison import report
 from comparison.engines import EngineError, Session, from_the_shell, guesses, speeds
-from comparison.setup import Places, SetupError, cpu_model, say
+from comparison.setup import PACKAGES, Places, SetupError, cpu_model, say
 from comparison.table import MACHINE, ON_REQUEST, OURS, WORKS, Measured, Work
 
 from ventoux.cpu import physical_cores
@@ -149,7 +149,28 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=count, default=physical_cores(), metavar="N", help="default: physical cores")
     parser.add_argument("--report", action="store_true", help="run nothing: write the report of OUT/peers.json again")
-    return parser.parse_args()
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE.md", help="put the report between the marks of this page, too"
+    )
+    args = parser.parse_args()
+    for kind, given, known in (
+        ("--python", args.python, list(PACKAGES)),
+        ("--file", args.file, sorted({work.model for work in WORKS.values()})),
+    ):
+        if unknown := {name for name, _ in given} - set(known):
+            parser.error(f"{kind} knows {', '.join(known)}; found {', '.join(sorted(unknown))}")
+    if args.page:
+        try:
+            report.parts(args.page)  # now, and not after the first row
+        except (OSError, ValueError) as error:
+            parser.error(f"--page: {error}")
+    return args
+
+
+def publish(results: Results, args: argparse.Namespace) -> None:
+    report.write(results, args.out)
+    if args.page:
+        report.write_into(args.page, results)
 
 
 def main() -> None:
@@ -159,7 +180,7 @@ def main() -> None:
     if args.report:
         if not store.exists():
             sys.exit(f"there is no {store} to report; run without --report first")
-        report.write(results, args.out)
+        publish(results, args)
         return
     results["host"] = host(args.threads)
     places = Places(args.venvs, args.models or args.venvs / "models", dict(args.python), dict(args.file))
@@ -181,7 +202,7 @@ def main() -> None:
             "versions": run.versions,
         }
         store.write_text(json.dumps(results, indent=1))
-        report.write(results, args.out)
+        publish(results, args)
     say(f"written: {args.out}/peers.md")
 
 

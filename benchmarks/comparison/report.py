@@ -8,14 +8,47 @@ from comparison import plots
 from comparison.table import MACHINE, OURS, ROWS, WORKS, M, Outcome, outcome
 
 Results = dict[str, Any]
+ABOUT = {
+    "roofline.svg": "What each engine reached, next to the machine's limits",
+    "ratios.svg": "Each row's ratio, and its target as a line",
+}
+
+
+BEGIN, END = "<!-- begin: written by benchmarks/peers.py -->\n", "<!-- end: written by benchmarks/peers.py -->\n"
 
 
 def write(results: Results, folder: Path) -> None:
-    outcomes = found(results)
-    (folder / "peers.md").write_text(markdown(results, outcomes))
-    (folder / "ratios.svg").write_text(plots.ratios(outcomes))
+    """peers.md and its drawings."""
+    (folder / "peers.md").write_text(markdown(results, draw(results, folder), found(results)))
+
+
+def write_into(page: Path, results: Results) -> None:
+    """Put the report between the marks of a page, and its drawings in img/ beside the page."""
+    before, begin, _, end, after = parts(page)
+    (page.parent / "img").mkdir(exist_ok=True)
+    drawings = [f"img/{name}" for name in draw(results, page.parent / "img")]
+    page.write_text(before + begin + markdown(results, drawings, found(results)) + end + after)
+
+
+def parts(page: Path) -> tuple[str, str, str, str, str]:
+    """A page's text before its marks, a mark, the text between, a mark, the rest. ValueError if it has no marks."""
+    before, begin, rest = page.read_text().partition(BEGIN)
+    between, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} has no lines {BEGIN.strip()} and {END.strip()} to write between")
+    return before, begin, between, end, after
+
+
+def draw(results: Results, folder: Path) -> list[str]:
+    """Write the drawings for which there are figures -> their names."""
+    drawings = {}
     if points := plots.points(results):
-        (folder / "roofline.svg").write_text(plots.roofline(points, limits(results)))
+        drawings["roofline.svg"] = plots.roofline(points, limits(results))
+    if outcomes := found(results):
+        drawings["ratios.svg"] = plots.ratios(outcomes)
+    for name, svg in drawings.items():
+        (folder / name).write_text(svg)
+    return list(drawings)
 
 
 def found(results: Results) -> list[Outcome]:
@@ -46,7 +79,7 @@ def line(o: Outcome) -> str:
     )
 
 
-def markdown(results: Results, outcomes: list[Outcome]) -> str:
+def markdown(results: Results, drawings: list[str], outcomes: list[Outcome]) -> str:
     works, host = results["works"], results["host"]
     dates = sorted({work["date"][:10] for work in works.values()})
     counts = sorted({len(work["pairs"]) for work in works.values()})
@@ -64,11 +97,9 @@ def markdown(results: Results, outcomes: list[Outcome]) -> str:
         *machine_lines(results),
         *version_lines(works),
         *left_out_lines(works),
-        "",
-        "![Measured points against the machine's limits](roofline.svg)",
-        "",
-        "![Ratios and targets](ratios.svg)",
     ]
+    for drawing in drawings:
+        lines += ["", f"![{ABOUT[drawing.rpartition('/')[2]]}]({drawing})"]
     return "\n".join(lines) + "\n"
 
 
