@@ -27,11 +27,13 @@ def points(results: dict[str, Any]) -> list[Point]:
     """What was measured, on a roofline: ours tells a token's multiply-adds and bytes; others do the same work."""
     found = []
     for name, work in results["works"].items():
-        runs = [p for p in work["pairs"] if "prefill_gmac_s" in p.get(OURS, {}) and MACHINE in p]
+        runs = [p for p in work["pairs"] if "decode_gmac_s" in p.get(OURS, {}) and MACHINE in p]
         if WORKS[name].kind != "speed" or not runs:
             continue
         ours = runs[-1][OURS]
-        macs = ours["prefill_gmac_s"] / ours["prefill_tok_s"]  # 10^9 a token; the head stands outside
+        macs = {
+            phase: ours[f"{phase}_gmac_s"] / ours[f"{phase}_tok_s"] for phase in ("prefill", "decode")
+        }  # 10^9 a token
         step = ours["decode_gb_s"] / ours["decode_tok_s"] * WORKS[name].streams  # GB a step
         for engine in WORKS[name].engines:
             for phase, tokens in (("prefill", min(WORKS[name].prompt, 512)), ("decode", WORKS[name].streams)):
@@ -39,7 +41,9 @@ def points(results: dict[str, Any]) -> list[Point]:
                     continue  # short prompts: no row of the table
                 speeds = [p[engine][f"{phase}_tok_s"] for p in runs if f"{phase}_tok_s" in p.get(engine, {})]
                 if speeds:
-                    found.append(Point(engine, f"{name} {phase}", macs * tokens / step, macs * median(speeds)))
+                    found.append(
+                        Point(engine, f"{name} {phase}", macs[phase] * tokens / step, macs[phase] * median(speeds))
+                    )
     return found
 
 
@@ -116,10 +120,10 @@ def colour(engine: str) -> str:
 
 def ratios(outcomes: list[Outcome]) -> str:
     """A bar for each row's ratio; a line where its target is, and one at 1."""
-    left, width, step = 380, 340, 24
+    left, width, step = 450, 340, 24
     longest = max((max(o.ratio, o.row.target or 0) for o in outcomes), default=1.0)
     scale = width / max(longest, 1.0)
-    canvas = Canvas(800, step * len(outcomes) + 40)
+    canvas = Canvas(870, step * len(outcomes) + 40)
     for i, o in enumerate(outcomes):
         y = 20 + step * i
         canvas.text(left - 8, y + 13, f"{o.row.text} / {o.peer}"[:68], anchor="end")

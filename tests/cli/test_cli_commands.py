@@ -190,6 +190,7 @@ def test_bench_counts_the_work_of_the_reference_shapes(model):
     keys = {p: min(p + 1, c.window) for p in range(6)}
     scores = 2 * c.num_layers * c.num_heads * c.head_dim * sum(keys[p] for p in (2, 3, 4)) / 3
     assert work.prefill_macs == pytest.approx(weights + scores)
+    assert work.decode_macs == weights + 32000 * 32 + 2 * c.num_layers * c.num_heads * c.head_dim * keys[5]
     assert work.step_kv_elements == 2 * 2 * c.num_layers * c.num_kv_heads * c.head_dim * keys[5]
 
 

@@ -53,10 +53,12 @@ class Work:
 
     prefill_macs      multiply-adds for a token of the prompt, on average: matrices, scores and sums of values; the
                       output head stands outside, since it is run for the last token alone
+    decode_macs       the same for a token that is decoded, with the output head
     step_kv_elements  numbers of keys and values that a decode step of all streams reads, on average
     """
 
     prefill_macs: float
+    decode_macs: float
     step_kv_elements: float
 
     @classmethod
@@ -66,7 +68,11 @@ class Work:
         matrices = config.num_layers * (E * D * (2 * H + 2 * K) + 3 * E * F)
         read = sum(seen(shape.depth, shape.depth + shape.prompt, window) for window in config.windows)
         decode = sum(seen(shape.length - shape.new, shape.length, window) for window in config.windows)
-        return cls(matrices + 2 * H * D * read, shape.streams * 2 * K * D * decode)
+        return cls(
+            prefill_macs=matrices + 2 * H * D * read,
+            decode_macs=matrices + E * config.vocab_size + 2 * H * D * decode,
+            step_kv_elements=shape.streams * 2 * K * D * decode,
+        )
 
 
 def seen(start: int, end: int, window: int | None) -> float:
@@ -137,6 +143,7 @@ def machine_of(backend: Backend, shape: Shape, runs: list[Measured]) -> dict[str
         "fp32_gmac_s": limits.fp32_gmac_s,
         "prefill_gmac_s": prefill,
         "prefill_share": prefill / peak,
+        "decode_gmac_s": work.decode_macs * steps * shape.streams / 1e9,
         "decode_gb_s": read,
         "decode_share": read / limits.read_gb_s,
     }
