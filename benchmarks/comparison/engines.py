@@ -6,6 +6,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 from comparison.setup import Places
@@ -19,6 +20,7 @@ DRIVER = {
     TRANSFORMERS: "transformers_driver.py",
     VLLM: "vllm_driver.py",
 }
+PATIENCE = 480  # seconds for a measurement and what comes before it: loading, compiling, filling a cache
 PROMPT = "The capital of France is"  # from the shell
 
 
@@ -53,9 +55,13 @@ class Session:
             self.process.stdin.flush()
         except BrokenPipeError:
             raise EngineError(self.complaint()) from None
+        watch = Timer(PATIENCE, self.process.kill)
+        watch.start()
         line = self.process.stdout.readline()
+        late = not watch.is_alive()
+        watch.cancel()
         if not line:
-            raise EngineError(self.complaint())
+            raise EngineError(f"did not answer within {PATIENCE} s" if late else self.complaint())
         found: dict[str, Any] = json.loads(line)
         return found
 
