@@ -20,7 +20,7 @@ DRIVER = {
     TRANSFORMERS: "transformers_driver.py",
     VLLM: "vllm_driver.py",
 }
-PATIENCE = 480  # seconds for a measurement and what comes before it: loading, compiling, filling a cache
+PATIENCE = 300  # seconds for a measurement and what comes before it: loading, compiling, filling a cache
 PROMPT = "The capital of France is"  # from the shell
 
 

@@ -15,7 +15,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     args = parser.parse_args()
     assert args.depth == 0, "no row asks for a depth here"
+    cpus = sorted(os.sched_getaffinity(0))[: args.threads]
     os.environ |= {
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cpus)),  # left alone, it keeps a core free for itself
         "OMP_NUM_THREADS": str(args.threads),
         "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # in this process, so that nothing is left running
