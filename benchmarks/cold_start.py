@@ -27,10 +27,14 @@ def command(model: str | None, prompt: str) -> list[str]:
     return [*program, "generate", prompt, "--temperature", "0", "--max-tokens", "8", *(["-m", model] if model else [])]
 
 
-def once(words: list[str]) -> tuple[float, float]:
-    """Seconds to the first byte on standard output, and to the end. A command that says nothing is an error."""
+def once(words: list[str], *, quiet: bool = False) -> tuple[float, float]:
+    """Seconds to the first byte on standard output, and to the end. A command that says nothing is an error.
+
+    `quiet` hides what it says on standard error.
+    """
     begun = perf_counter()
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
+    errors = subprocess.DEVNULL if quiet else None
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, stderr=errors) as process:
         assert process.stdout is not None
         first = os.read(process.stdout.fileno(), 1)  # not through a buffer, which would wait for more
         said = perf_counter() - begun

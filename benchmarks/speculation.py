@@ -15,6 +15,7 @@ and gives one ratio of seconds.
 """
 
 import argparse
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,6 +109,7 @@ def main() -> None:
     drafts.add_argument("--draft", metavar="MODEL", help="a smaller model of the same vocabulary")
     drafts.add_argument("--draft-layers", type=int, metavar="N")
     drafts.add_argument("--idle-layers", type=int, metavar="N")
+    parser.add_argument("--json", action="store_true", help="all measurements, tokens/s, as one object")
     args = parser.parse_args()
     model, draft = ventoux.load(args.model), None
     backend = model.backend
@@ -123,6 +125,14 @@ def main() -> None:
             return Engine(backend, model.tokenizer, draft=draft if guesses else None)
         return Engine(backend, model.tokenizer, speculates=guesses)
 
+    if args.json:
+        measured = {name: compare(make, request, args.pairs)[0] for name, request in tasks(model, args.tokens).items()}
+        speeds = {
+            name: {kind: [args.tokens / pair[i] for pair in pairs] for i, kind in enumerate(("with", "without"))}
+            for name, pairs in measured.items()
+        }
+        print(json.dumps(speeds))
+        return
     what = "draft" if draft else "guesses"
     print(f"| text | with {what}, tokens/s | without, tokens/s | with / without | guesses that were right |")
     print("|---|---|---|---|---|")

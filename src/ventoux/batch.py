@@ -135,6 +135,11 @@ class Backend(Protocol):
     def description(self) -> Description: ...
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the weights that every step reads."""
+        ...
+
+    @property
     def same_bits(self) -> bool:
         """Whether logits do not depend, to the last bit, on what else is in the batch, or on how a text was cut into
         batches. Guesses are checked only then: checked together, they must say what they would say one by one."""

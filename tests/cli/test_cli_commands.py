@@ -175,6 +175,37 @@ def test_bench_prints_its_object(ventoux, folder):
     assert found["isa"] in text
     assert "2 x 3 at depth 6\n" in text
     assert found["rss_bytes"] > found["kv_bytes"] > 0
+    assert sum(found["resident"].values()) <= found["rss_bytes"]
+    machine = found["machine"]
+    assert min(machine["read_gb_s"], machine["int8_gmac_s"], machine["fp32_gmac_s"]) > 0
+    assert machine["prefill_against"] == "fp32"  # a checkpoint without block formats
+    assert machine["decode_share"] == pytest.approx(machine["decode_gb_s"] / machine["read_gb_s"], rel=0.1, abs=1e-3)
+    assert "machine  reads " in text
+
+
+@pytest.mark.parametrize(("window", "expected"), [(None, (3 + 4 + 5) / 3), (4, (3 + 4 + 4) / 3), (1, 1)])
+def test_bench_counts_the_keys_that_queries_see(window, expected):
+    assert bench.seen(2, 5, window) == pytest.approx(expected)
+
+
+def test_bench_counts_the_work_of_the_reference_shapes(model):
+    c = model.config
+    shape = bench.Shape(prompt=3, new=1, depth=2, streams=2)
+    work = bench.Work.of(c, shape)
+    same = tiny.tiny_model(vocab_size=32000, hidden_size=32, intermediate_size=32)
+    weights = sum(w.numel() for name, w in same.named_parameters() if "proj" in name)
+    keys = {p: min(p + 1, c.window) for p in range(6)}
+    scores = 2 * c.num_layers * c.num_heads * c.head_dim * sum(keys[p] for p in (2, 3, 4)) / 3
+    assert work.prefill_macs == pytest.approx(weights + scores)
+    assert work.decode_macs == weights + 32000 * 32 + 2 * c.num_layers * c.num_heads * c.head_dim * keys[5]
+    assert work.step_kv_elements == 2 * 2 * c.num_layers * c.num_kv_heads * c.head_dim * keys[5]
+
+
+def test_bench_of_a_long_past_reads_what_the_window_shows(model):
+    shape = bench.Shape(prompt=3, new=2, depth=200, streams=1)
+    assert model.config.window is not None
+    (run,) = bench.measure(model.backend, shape, repeat=1)
+    assert run.decode_tok_s > 0
 
 
 def test_facts_16_bench_shows_kv_bytes_level_off_at_the_window(ventoux, folder):

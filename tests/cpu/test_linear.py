@@ -125,4 +125,4 @@ def test_results_are_never_written_to_a_converted_copy():
         _kernels.swiglu(pool, y[:, ::2], x)
     weight = _kernels.Weight(pool, "F32", 32, np.ones((16, 32), np.float32).view(np.uint8))
     with pytest.raises(TypeError):
-        _kernels.linear(pool, x, [weight], [np.ones((4, 16), np.float64)], False, False)
+        _kernels.linear(pool, x, [weight], [np.ones((4, 16), np.float64)], False, "f32")

@@ -73,5 +73,5 @@ def test_every_task_runs_once(threads):
     weight = _kernels.Weight(pool, "F32", 1, np.ones((64, 1), np.float32).view(np.uint8))
     y, x = np.zeros((1, 64), np.float32), np.ones((1, 1), np.float32)
     for _ in range(3000):
-        _kernels.linear(pool, x, [weight], [y], True, False)  # y += 1
+        _kernels.linear(pool, x, [weight], [y], True, "f32")  # y += 1
     np.testing.assert_array_equal(y, np.full((1, 64), 3000))

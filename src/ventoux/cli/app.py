@@ -196,6 +196,7 @@ def add_bench(add: Add) -> None:
         "Measure the speed of prefill and decode. In tokens per second, of all streams together: prefill reads the"
         " prompt, decode adds one token a step. What is timed is the model's forward passes and the choice of the"
         " likeliest token, after one short warm-up; making text out of ids is not. The prompt's ids are random."
+        " Beside them stands what the machine can do at most, and what share of it was reached."
     )
     flags = add(about, bench, parents=[model_flags()])
     flags.add_argument("--prompt", type=positive, default=512, metavar="N", help="tokens to read (default: 512)")

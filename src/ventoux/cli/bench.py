@@ -3,6 +3,7 @@
 import json
 import resource
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -11,6 +12,8 @@ from time import perf_counter
 import numpy as np
 
 from ventoux.batch import Backend, Batch, Cache, Segment
+from ventoux.config import ModelConfig
+from ventoux.cpu import measure_limits
 from ventoux.errors import RequestError
 from ventoux.model import Mistral
 
@@ -31,26 +34,69 @@ class Shape:
     def length(self) -> int:
         return self.depth + self.prompt + self.new
 
+    def check(self, context_length: int) -> None:
+        """Raise what a user has to hear of a shape that cannot be run."""
+        if self.depth < 0:
+            raise RequestError(f"depth must be at least 0, found {self.depth}")
+        if self.streams > MAX_STREAMS:
+            raise RequestError(f"streams must be at most {MAX_STREAMS}, found {self.streams}")
+        if self.length > context_length:
+            raise RequestError(
+                f"depth, prompt and new are {self.length} positions, but the context holds {context_length};"
+                " ask for fewer"
+            )
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the model's matrices and attention have to do, whoever computes them.
+
+    prefill_macs      multiply-adds for a token of the prompt, on average: matrices, scores and sums of values; the
+                      output head stands outside, since it is run for the last token alone
+    decode_macs       the same for a token that is decoded, with the output head
+    step_kv_elements  numbers of keys and values that a decode step of all streams reads, on average
+    """
+
+    prefill_macs: float
+    decode_macs: float
+    step_kv_elements: float
+
+    @classmethod
+    def of(cls, config: ModelConfig, shape: Shape) -> "Work":
+        E, F, D = config.hidden_size, config.intermediate_size, config.head_dim
+        H, K = config.num_heads, config.num_kv_heads
+        matrices = config.num_layers * (E * D * (2 * H + 2 * K) + 3 * E * F)
+        read = sum(seen(shape.depth, shape.depth + shape.prompt, window) for window in config.windows)
+        decode = sum(seen(shape.length - shape.new, shape.length, window) for window in config.windows)
+        return cls(
+            prefill_macs=matrices + 2 * H * D * read,
+            decode_macs=matrices + E * config.vocab_size + 2 * H * D * decode,
+            step_kv_elements=shape.streams * 2 * K * D * decode,
+        )
+
+
+def seen(start: int, end: int, window: int | None) -> float:
+    """Keys that the queries at positions start .. end-1 see, on average: min(p + 1, W). (0, 4, 2) -> (1+2+2+2) / 4."""
+    positions = np.arange(start, end) + 1
+    return float(np.minimum(positions, window or end).mean())
+
 
 @dataclass(frozen=True)
 class Measured:
+    """One measurement; `resident` is the memory of the process while it decodes, as `resident_memory` tells it."""
+
     prefill_tok_s: float
     decode_tok_s: float
     kv_bytes: int
+    resident: dict[str, int] | None
 
 
 def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
     backend, means = model.backend, model.backend.description
-    if shape.depth < 0:
-        raise RequestError(f"depth must be at least 0, found {shape.depth}")
-    if shape.streams > MAX_STREAMS:
-        raise RequestError(f"streams must be at most {MAX_STREAMS}, found {shape.streams}")
-    if shape.length > model.config.context_length:
-        raise RequestError(
-            f"depth, prompt and new are {shape.length} positions, but the context holds {model.config.context_length};"
-            " ask for fewer"
-        )
+    shape.check(model.config.context_length)
     runs = measure(backend, shape, repeat=repeat)
+    peak = peak_memory()  # before the limits are measured, which takes memory
+    machine = machine_of(backend, shape, runs)
     result = {
         "prefill_tok_s": [round(run.prefill_tok_s, 2) for run in runs],
         "decode_tok_s": [round(run.decode_tok_s, 2) for run in runs],
@@ -60,8 +106,10 @@ def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
         "kv_dtype": means.kv_dtype,
         "threads": means.threads,
         "isa": means.isa,
-        "rss_bytes": peak_memory(),
+        "rss_bytes": peak,
+        "resident": runs[-1].resident,
         "kv_bytes": runs[-1].kv_bytes,
+        "machine": machine,
     }
     if as_json:
         print(json.dumps(result))
@@ -71,25 +119,70 @@ def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
     print(f"decode   {decode:9.1f} tokens/s  {shape.streams} x {shape.new} at depth {shape.depth + shape.prompt}")
     print(f"{means}, median of {repeat}")
     kept = f"{runs[-1].kv_bytes / 1e6:.1f} MB keys and values in {means.kv_dtype}"
-    print(f"memory   {peak_memory() / 1e6:9.1f} MB at most, of it {kept}")
+    print(f"memory   {peak / 1e6:9.1f} MB at most, of it {kept}")
+    if machine:
+        print(describe(machine))
+
+
+def machine_of(backend: Backend, shape: Shape, runs: list[Measured]) -> dict[str, float | str] | None:
+    """The machine's limits and what share of them was reached; None where the CPU does not compute.
+
+    Prefill is compared with products of int8 or fp32, whichever its arithmetic is made of, at one product for each
+    weight and activation: activations of sixteen bits take two. Decode is compared with memory.
+    """
+    means = backend.description
+    if means.threads is None:
+        return None
+    limits = measure_limits(means.threads)
+    work = Work.of(backend.config, shape)
+    kind, peak = ("int8", limits.int8_gmac_s) if means.compute in ("mixed", "int16") else ("fp32", limits.fp32_gmac_s)
+    prefill = work.prefill_macs * median(run.prefill_tok_s for run in runs) / 1e9
+    steps = median(run.decode_tok_s for run in runs) / shape.streams
+    read = (backend.nbytes + work.step_kv_elements * means.kv_itemsize) * steps / 1e9
+    figures = {
+        "read_gb_s": limits.read_gb_s,
+        "int8_gmac_s": limits.int8_gmac_s,
+        "fp32_gmac_s": limits.fp32_gmac_s,
+        "prefill_gmac_s": prefill,
+        "prefill_share": prefill / peak,
+        "decode_gmac_s": work.decode_macs * steps * shape.streams / 1e9,
+        "decode_gb_s": read,
+        "decode_share": read / limits.read_gb_s,
+    }
+    return {name: round(value, 4) for name, value in figures.items()} | {"prefill_against": kind}
+
+
+def describe(machine: dict[str, float | str]) -> str:
+    m, kind = machine, machine["prefill_against"]
+    return (
+        f"machine  reads {m['read_gb_s']:.1f} GB/s, multiplies {m['int8_gmac_s']:.0f} GMAC/s in int8 and"
+        f" {m['fp32_gmac_s']:.0f} in fp32\n"
+        f"         prefill multiplied {m['prefill_gmac_s']:.1f} GMAC/s, {m['prefill_share']:.0%} of {kind};"
+        f" decode read {m['decode_gb_s']:.1f} GB/s, {m['decode_share']:.0%}"
+    )
 
 
 def measure(backend: Backend, shape: Shape, *, repeat: int) -> list[Measured]:
-    """Measurements in one cache: what stands before `depth` is read once, the rest is run again each time.
+    """Measurements in one cache: what stands before `depth` is read once, the rest is run again each time."""
+    again = prepare(backend, shape)
+    return [again() for _ in range(repeat)]
+
+
+def prepare(backend: Backend, shape: Shape) -> Callable[[], Measured]:
+    """Read what stands before `depth` -> a measurement, which can be made again and again.
 
     Running positions again overwrites them. With a window, the keys just before `depth` are then those of later
-    positions: another text, but the same work.
+    positions: another text, but the same work. Of a long past, what no query can see is not read.
     """
     rng = np.random.default_rng(0)
     ids = rng.integers(0, backend.config.vocab_size, (shape.streams, shape.depth + shape.prompt)).tolist()
     cache = backend.new_cache()
-    slots = [cache.allocate(shape.length) for _ in range(shape.streams)]
-    for slot, row in zip(slots, ids, strict=True):
-        read(backend, cache, slot, row[: max(shape.depth, 1)], start=0)  # at least one, to warm up
-    runs = [once(backend, shape, cache, dict(zip(slots, ids, strict=True))) for _ in range(repeat)]
-    for slot in slots:
-        cache.free(slot)
-    return runs
+    streams = {cache.allocate(shape.length): row for row in ids}
+    unseen = max(0, shape.depth - (backend.config.window or shape.depth))
+    first = unseen if backend.description.backend == "cpu" else 0  # the other backend's rings are filled in order
+    for slot, row in streams.items():
+        read(backend, cache, slot, row[first : max(shape.depth, 1)], start=first)  # at least one, to warm up
+    return lambda: once(backend, shape, cache, streams)
 
 
 def once(backend: Backend, shape: Shape, cache: Cache, streams: dict[int, list[int]]) -> Measured:
@@ -105,6 +198,7 @@ def once(backend: Backend, shape: Shape, cache: Cache, streams: dict[int, list[i
         prefill_tok_s=shape.streams * shape.prompt / (read_all - begun),
         decode_tok_s=shape.streams * shape.new / (done - read_all),
         kv_bytes=cache.nbytes,
+        resident=resident_memory(),
     )
 
 
@@ -117,6 +211,18 @@ def read(backend: Backend, cache: Cache, slot: int, ids: list[int], *, start: in
         logits = backend.forward(Batch.pack([Segment(slot, start + at, chunk, logits=int(last))]), cache)
         best = int(logits[0].argmax()) if last else best
     return best
+
+
+def resident_memory() -> dict[str, int] | None:
+    """Bytes that this process has resident: its own (RssAnon), and pages of files (RssFile). None if not on Linux."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return {
+            name: int(status.split(f"{line}:")[1].split()[0]) * 1024
+            for name, line in {"anonymous": "RssAnon", "file": "RssFile"}.items()
+        }
+    except (OSError, IndexError):
+        return None
 
 
 def peak_memory() -> int:

@@ -86,8 +86,9 @@ class Backend:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights."""
-        return sum(weight.nbytes for weight in self._model.parameters())
+        """Bytes of the weights that every step reads: all but an embedding of its own, of which a step takes rows."""
+        embedding, head = self._model.model.embed_tokens.weight, self._model.lm_head.weight
+        return sum(w.nbytes for w in self._model.parameters() if w is head or w is not embedding)
 
     def new_cache(self) -> "Cache":
         return Cache(self.config, dtype=self.dtype, device=self.device)

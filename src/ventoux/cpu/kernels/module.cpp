@@ -10,6 +10,7 @@
 #include <stdexcept>
 
 #include "layout.h"
+#include "limits.h"
 #include "ops.h"
 
 namespace nb = nanobind;
@@ -23,6 +24,7 @@ using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::
 using Out2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Words = nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Rows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 void require(bool ok, const char* what) {
@@ -147,6 +149,13 @@ void attention_py(Pool& pool, const Cache& cache, int layer, int head_dim, Float
   attention(pool, cache, in, spans, out.data());
 }
 
+uint64_t read_memory_py(Pool& pool, Words words) {
+  const uint64_t* data = words.data();
+  const size_t count = words.shape(0);
+  nb::gil_scoped_release release;
+  return read_memory(pool, data, count);
+}
+
 }  // namespace
 
 // What is written to is never converted (noconvert): the results would go to a copy.
@@ -208,4 +217,10 @@ NB_MODULE(_kernels, m) {
   m.def("attention", &attention_py, "pool"_a, "cache"_a, "layer"_a, "head_dim"_a, "q"_a, "k"_a,
         "v"_a, "cos"_a, "sin"_a, "slots"_a, "starts"_a, "counts"_a, "out"_a.noconvert(),
         "Rotate q [T, H*D] and k [T, K*D], attend into out [T, H*D], put k and v [T, K*D] into the cache.");
+
+  m.def("read_memory", &read_memory_py, "pool"_a, "words"_a.noconvert(), "The sum of uint64 words, modulo 2^64.");
+  m.def("multiply_int8", &multiply_int8, "pool"_a, "blocks"_a, nb::call_guard<nb::gil_scoped_release>(),
+        "Multiply int8 in registers, `blocks` times 4,096 rounds on each thread -> products in all.");
+  m.def("multiply_fp32", &multiply_fp32, "pool"_a, "blocks"_a, nb::call_guard<nb::gil_scoped_release>(),
+        "The same for fp32.");
 }

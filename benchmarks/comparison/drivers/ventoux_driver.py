@@ -1,0 +1,35 @@
+"""One measurement of Ventoux for each line on standard input, as `ventoux bench` makes it: a JSON object a line."""
+
+import argparse
+import json
+import sys
+
+import ventoux
+from ventoux.cli.bench import Shape, machine_of, prepare
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    for name in ("prompt", "new", "depth", "streams", "threads"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--window", type=int)
+    args = parser.parse_args()
+    model = ventoux.load(args.model, threads=args.threads, window=args.window)
+    shape = Shape(prompt=args.prompt, new=args.new, depth=args.depth, streams=args.streams)
+    shape.check(model.config.context_length)
+    again = prepare(model.backend, shape)
+    for _ in sys.stdin:
+        run = again()
+        found = {
+            "prefill_tok_s": run.prefill_tok_s,
+            "decode_tok_s": run.decode_tok_s,
+            "resident": run.resident,
+            "machine": machine_of(model.backend, shape, [run]),
+            "version": f"Ventoux {ventoux.__version__} ({model.backend.description})",
+        }
+        print(json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""What this machine can do at most: bytes read and numbers multiplied a second, measured in a quarter of one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from ventoux.cpu import _kernels
+from ventoux.cpu.machine import isa
+
+READ_BYTES = 256 << 20  # far more than caches hold
+SECONDS = 0.01  # of one measurement of a multiplying loop
+TURNS = 6
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Speeds of all threads together, each the best of a few turns: a limit is what nothing disturbed.
+
+    read_gb_s    reading memory in order, 10^9 bytes a second
+    int8_gmac_s  products of int8 with the instructions of the kernels' instruction set, 10^9 multiply-adds a second
+    fp32_gmac_s  the same for fp32
+    """
+
+    read_gb_s: float
+    int8_gmac_s: float
+    fp32_gmac_s: float
+
+
+def measure_limits(threads: int) -> Limits:
+    pool = _kernels.Pool(threads, isa())
+    words = np.ones(READ_BYTES // 8, np.uint64)  # written, so that pages are there
+    return Limits(
+        read_gb_s=fastest(lambda: 8 * len(words) * bool(_kernels.read_memory(pool, words))) / 1e9,
+        int8_gmac_s=multiplied(pool, _kernels.multiply_int8),
+        fp32_gmac_s=multiplied(pool, _kernels.multiply_fp32),
+    )
+
+
+def multiplied(pool: _kernels.Pool, loop: Callable[[_kernels.Pool, int], int]) -> float:
+    """10^9 products a second of a loop, with as many blocks as take about `SECONDS`."""
+    begun = perf_counter()
+    loop(pool, 10)
+    blocks = max(1, int(10 * SECONDS / (perf_counter() - begun)))
+    return fastest(lambda: loop(pool, blocks)) / 1e9
+
+
+def fastest(work: Callable[[], int]) -> float:
+    """What `work` does in a second, by the number that it returns, in the best of `TURNS` calls."""
+    best = 0.0
+    for _ in range(TURNS):
+        begun = perf_counter()
+        done = work()
+        best = max(best, done / (perf_counter() - begun))
+    return best
