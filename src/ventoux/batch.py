@@ -135,8 +135,8 @@ class Backend(Protocol):
     def description(self) -> Description: ...
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the weights that every step reads."""
+    def step_bytes(self) -> int:
+        """Bytes of the weights that every step reads: all but an embedding of its own, of which a step takes rows."""
         ...
 
     @property

@@ -138,7 +138,7 @@ def machine_of(backend: Backend, shape: Shape, runs: list[Measured]) -> dict[str
     kind, peak = ("int8", limits.int8_gmac_s) if means.compute in ("mixed", "int16") else ("fp32", limits.fp32_gmac_s)
     prefill = work.prefill_macs * median(run.prefill_tok_s for run in runs) / 1e9
     steps = median(run.decode_tok_s for run in runs) / shape.streams
-    read = (backend.nbytes + work.step_kv_elements * means.kv_itemsize) * steps / 1e9
+    read = (backend.step_bytes + work.step_kv_elements * means.kv_itemsize) * steps / 1e9
     figures = {
         "read_gb_s": limits.read_gb_s,
         "int8_gmac_s": limits.int8_gmac_s,

@@ -110,6 +110,10 @@ class Backend:
         layers = [w for layer in self._layers for w in (*layer.qkv, layer.o, *layer.gate_up, layer.down)]
         return self._head.nbytes + sum(w.nbytes for w in layers)
 
+    @property
+    def step_bytes(self) -> int:
+        return self.nbytes  # the embedding's rows are taken from the checkpoint
+
     def new_cache(self) -> Cache:
         c = self.config
         return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, self.kv_dtype)

@@ -86,7 +86,11 @@ class Backend:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights that every step reads: all but an embedding of its own, of which a step takes rows."""
+        """Bytes of the weights."""
+        return sum(weight.nbytes for weight in self._model.parameters())
+
+    @property
+    def step_bytes(self) -> int:
         embedding, head = self._model.model.embed_tokens.weight, self._model.lm_head.weight
         return sum(w.nbytes for w in self._model.parameters() if w is head or w is not embedding)
 
