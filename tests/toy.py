@@ -64,7 +64,7 @@ class ToyCache:
         self.room = 1 << 30  # positions in all
 
     @property
-    def step_bytes(self) -> int:
+    def nbytes(self) -> int:
         return sum(self.lengths.values())
 
     def allocate(self, length: int, lookahead: int = 0) -> int:
