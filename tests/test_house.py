@@ -24,6 +24,7 @@ FLOORS = [
     ["engine"],
     ["backends", "vocabulary"],
     ["model", "conversion"],
+    ["server"],
     ["cli"],
     ["__main__", "convert_mistral_weights_to_hf"],
 ]
@@ -76,7 +77,7 @@ def test_import_ventoux_is_light():
     assert out.strip() == "False"
 
 
-EXTRAS = {"pytorch": "torch"}  # rooms whose libraries come with an extra
+EXTRAS = {"pytorch": "torch", "server": "server"}  # rooms whose libraries come with an extra
 NOT_IMPORTED = {"accelerate"}  # transformers needs it, for device maps and training
 
 

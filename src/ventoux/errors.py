@@ -55,6 +55,10 @@ class GenerationError(VentouxError):
     """A token could not be chosen: the model's logits are not numbers, or every token is forbidden."""
 
 
+class BusyError(VentouxError):
+    """As much is being done as may be at once, or the end has come; asking again later may help."""
+
+
 class OutOfMemoryError(VentouxError, MemoryError):
     """What was asked for is larger than the memory that the system gives."""
 

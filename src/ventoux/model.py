@@ -61,7 +61,9 @@ class Mistral:
         self._tokenizer = tokenizer
         self._template = template
         self._wanted_format = chat_format
-        self._engine = Engine(backend, tokenizer, budget=_CHUNK, speculates=speculation, draft=draft)
+        self._speculation = speculation
+        self._draft = draft
+        self._engine = self.new_engine(budget=_CHUNK)
         self._lock = threading.Lock()  # around the engine and the mailboxes
         self._mailboxes: dict[int, deque[tuple[int, Event]]] = {}
         self._abandoned: list[int] = []  # requests whose reader has gone
@@ -87,6 +89,10 @@ class Mistral:
 
         wanted = self._wanted_format and ChatFormat(self._wanted_format, self._template, "as asked for")
         return wanted or format_for(self.tokenizer, template=self._template)
+
+    def new_engine(self, **settings: Any) -> Engine:
+        """An engine of its own around the model, for who steps it himself; `settings` are Engine's."""
+        return Engine(self.backend, self._tokenizer, speculates=self._speculation, draft=self._draft, **settings)
 
     @overload
     def generate(self, prompt: str | list[int], **params: Any) -> Completion: ...

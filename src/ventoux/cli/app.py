@@ -151,6 +151,19 @@ def generate(args: Namespace) -> None:
     generate(load(args), prompt, as_json=args.json, **checked)
 
 
+def add_serve(add: Add) -> None:
+    from ventoux.cli.serve import serve, serve_flags
+
+    about = (
+        "Serve the OpenAI and Mistral HTTP APIs, and a chat page. Listens on this machine alone unless told otherwise;"
+        " SIGTERM or Ctrl-C finishes what runs, and ends."
+    )
+    flags = add(about, serve, parents=[model_flags(), draft_flag()])
+    flags.add_argument("name", nargs="?", metavar="MODEL", help=MODEL_HELP)
+    serve_flags(flags)
+    add_chat_format(flags)
+
+
 def add_chat(add: Add) -> None:
     about = "Talk with a model. Alt-Enter starts a new line, Ctrl-C stops an answer, /help lists the commands."
     flags = add(about, chat, parents=[model_flags(), draft_flag(), sampling_flags()])
@@ -281,6 +294,7 @@ COMMANDS: dict[str, Callable[[Add], None]] = {
     "interactive": add_interactive,
     "generate": add_generate,
     "chat": add_chat,
+    "serve": add_serve,
     "tokenize": add_tokenize,
     "bench": add_bench,
     "convert": add_convert,

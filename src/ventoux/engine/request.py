@@ -45,10 +45,14 @@ class Token:
 
 @dataclass(frozen=True)
 class Usage:
-    """Token counts. An end-of-sequence token is not part of the answer, and not counted."""
+    """Token counts. An end-of-sequence token is not part of the answer, and not counted.
+
+    cached_tokens of the prompt were not computed again, since a text before began with them.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

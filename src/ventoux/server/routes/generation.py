@@ -1,0 +1,79 @@
+"""The routes that generate: /v1/chat/completions, /v1/completions, /v1/fim/completions."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from ventoux.engine import Request as Asked
+from ventoux.server import asking
+from ventoux.server.forms import ChatForm, PlainReader, TextForm
+from ventoux.server.guard import noted
+from ventoux.server.service import Service
+from ventoux.server.streams import EventStream, Form, Whole
+from ventoux.server.wire.chat import ChatBody, ChatOut
+from ventoux.server.wire.completions import CompletionBody, CompletionOut, FimBody
+from ventoux.server.wire.shared import Sampled
+
+router = APIRouter(prefix="/v1", tags=["generation"])
+_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+def _responses(model: type) -> dict[int | str, dict[str, Any]]:
+    return {200: {"model": model, "description": "the answer, or its chunks with stream: true", "content": _STREAM}}
+
+
+@router.post("/chat/completions", responses=_responses(ChatOut), response_model=None)
+async def chat(request: Request, body: ChatBody) -> Response:
+    """The assistant's next message."""
+    service: Service = request.app.state.service
+    requests = await asking.chat_requests(service, body)
+    form = ChatForm(
+        [PlainReader() for _ in requests],
+        tokenizer=service.model.tokenizer,
+        logprobs=bool(body.logprobs),
+        streams=bool(body.stream),
+        **_head(service, body),
+    )
+    return _answer(request, service, body, requests, form)
+
+
+@router.post("/completions", responses=_responses(CompletionOut), response_model=None)
+async def completions(request: Request, body: CompletionBody) -> Response:
+    """What comes after a text."""
+    service: Service = request.app.state.service
+    requests = await asking.completion_requests(service, body)
+    tokenizer = service.model.tokenizer
+    form = TextForm(
+        [tokenizer.decode(each.prompt) if body.echo else "" for each in requests],
+        tokenizer=tokenizer,
+        logprobs=body.logprobs is not None,
+        **_head(service, body),
+    )
+    return _answer(request, service, body, requests, form)
+
+
+@router.post("/fim/completions", responses=_responses(ChatOut), response_model=None)
+async def fim(request: Request, body: FimBody) -> Response:
+    """What stands between a prompt and its suffix, for models that fill in the middle."""
+    service: Service = request.app.state.service
+    requests = await asking.fim_requests(service, body)
+    form = ChatForm(
+        [PlainReader() for _ in requests],
+        tokenizer=service.model.tokenizer,
+        logprobs=False,
+        streams=bool(body.stream),
+        **_head(service, body),
+    )
+    return _answer(request, service, body, requests, form)
+
+
+def _head(service: Service, body: Sampled) -> dict[str, Any]:
+    wants_usage = bool(body.stream_options and body.stream_options.include_usage)
+    return {"model": asking.named_model(service, body.model), "choices": body.n or 1, "wants_usage": wants_usage}
+
+
+def _answer(request: Request, service: Service, body: Sampled, requests: list[Asked], form: Form) -> Response:
+    noted(request.scope, prompt_tokens=sum(len(each.prompt) for each in requests), choices=len(requests))
+    answer = service.submit(requests)
+    return EventStream(answer, form) if body.stream else Whole(answer, form)

@@ -1,0 +1,128 @@
+"""Answers on their way out, whole or as server-sent events; a client that leaves ends what it asked for."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
+
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ventoux.engine import Event
+from ventoux.server.errors import as_http, body_of, to_json
+from ventoux.server.service import Answer
+
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": still at work\n\n"
+
+
+class Form(Protocol):
+    """How a route writes its answer."""
+
+    def begin(self) -> list[dict[str, Any]]:
+        """The chunks before any token."""
+        ...
+
+    def take(self, index: int, event: Event) -> list[dict[str, Any]]:
+        """An event of the answer's request `index` -> the chunks that it makes."""
+        ...
+
+    def end(self) -> list[dict[str, Any]]:
+        """The chunks after the last token."""
+        ...
+
+    def whole(self) -> dict[str, Any]:
+        """The answer in one piece, after all events."""
+        ...
+
+
+class Whole(Response):
+    """The answer as one JSON object, once it is complete."""
+
+    media_type = "application/json"
+
+    def __init__(self, answer: Answer, form: Form) -> None:
+        super().__init__()
+        self._answer = answer
+        self._form = form
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if await while_connected(receive, self._collect):
+                body = to_json(self._form.whole())
+                headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.body", "body": body})
+        finally:
+            self._answer.close()
+
+    async def _collect(self) -> None:
+        async for batch in self._answer.batches():
+            for index, event in batch:
+                self._form.take(index, event)
+
+
+class EventStream(Response):
+    """The answer as server-sent events, a chunk for what each step brings. An error on the way is the last event."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, answer: Answer, form: Form) -> None:
+        super().__init__()
+        self._answer = answer
+        self._form = form
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),  # proxies would hold the tokens back
+        ]
+
+        async def write() -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            async for data in self._events():
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+
+        try:
+            await while_connected(receive, write)
+        finally:
+            self._answer.close()
+
+    async def _events(self) -> AsyncIterator[bytes]:
+        try:
+            yield written(self._form.begin())
+            async for batch in self._answer.batches():
+                if not batch:
+                    yield KEEP_ALIVE
+                    continue
+                chunks = [chunk for index, event in batch for chunk in self._form.take(index, event)]
+                if chunks:
+                    yield written(chunks)
+            yield written(self._form.end()) + DONE
+        except Exception as error:
+            yield written([body_of(as_http(error))])
+
+
+def written(chunks: list[dict[str, Any]]) -> bytes:
+    return b"".join(b"data: " + to_json(chunk) + b"\n\n" for chunk in chunks)
+
+
+async def while_connected(receive: Receive, work: Callable[[], Awaitable[None]]) -> bool:
+    """Do the work, or stop it as soon as the client has gone -> whether it was done. Raises what the work raises."""
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work()), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            return True
+        return False
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)

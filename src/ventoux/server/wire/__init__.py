@@ -1,0 +1,1 @@
+"""The API's bodies, as pydantic reads and describes them."""

@@ -1,0 +1,44 @@
+"""Models small enough for a test, behind servers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from served import Served, served
+from tiny import save_hf, tiny_model
+from tiny_tokenizer import VOCAB, tiny_tokenizer
+
+import ventoux
+from ventoux.model import Mistral
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Mistral that reads and writes text, window 16, random weights."""
+    folder = tmp_path_factory.mktemp("tiny")
+    save_hf(tiny_model(vocab_size=VOCAB, sliding_window=16), folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder: Path) -> Mistral:
+    return ventoux.load(tiny_folder, threads=2)
+
+
+@pytest.fixture(scope="session")
+def server(tiny: Mistral) -> Iterator[Served]:
+    """One that all tests share which change nothing of it."""
+    with served(lambda: tiny) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def default(default_model: Path) -> Mistral:
+    return ventoux.load(default_model, threads=2)
+
+
+@pytest.fixture(scope="session")
+def default_server(default: Mistral) -> Iterator[Served]:
+    with served(lambda: default, aliases=("default",)) as found:
+        yield found
