@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ventoux.server.errors import HttpError, response_of
@@ -108,10 +109,10 @@ class Guard:
     def _bounded(self, headers: Headers, receive: Receive) -> Receive:
         """`receive`, with a limit on the body's bytes, and on the time that it takes to arrive."""
         most = self._settings.max_body_bytes
-        too_long = HttpError(413, f"the body has more than {most} bytes, which is the most")
+        too_long = f"the body has more than {most} bytes, which is the most"
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > most:
-            raise too_long
+            raise HttpError(413, too_long)
         seen, complete = 0, False
 
         async def receiving() -> Message:
@@ -121,10 +122,10 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), _BODY_SECONDS)
             except TimeoutError:
-                raise HttpError(408, f"the body did not arrive within {_BODY_SECONDS:g} seconds") from None
+                raise HTTPException(408, f"the body did not arrive within {_BODY_SECONDS:g} seconds") from None
             seen += len(message.get("body", b""))
             if seen > most:
-                raise too_long
+                raise HTTPException(413, too_long)  # which goes through FastAPI's reading of bodies as it is
             complete = not message.get("more_body", False)
             return message
 
