@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from ventoux.checkpoint import names, shards, strict_json
+from ventoux.checkpoint.reading import ADAPTER
 from ventoux.checkpoint.stored import Stored, damaged
 from ventoux.checkpoint.tensor import Tensor
 from ventoux.config import ModelConfig
 from ventoux.errors import CheckpointError, shown
 
-DESCRIPTION = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 # Keys of the description that are read, and those that tell how an adapter was made and not what it computes: the
@@ -93,7 +93,7 @@ class _Settings:
 
 def is_adapter(path: Path) -> bool:
     """Whether a folder holds an adapter, perhaps beside a model."""
-    return (path / DESCRIPTION).is_file()
+    return (path / ADAPTER).is_file()
 
 
 def read_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
@@ -107,12 +107,12 @@ def read_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
         found = (
             "it is a file" if path.is_file() else "it is not in there" if path.is_dir() else "there is no such folder"
         )
-        raise CheckpointError(f"{path}: expected a LoRA adapter's folder with {DESCRIPTION}, as PEFT saves it; {found}")
-    described = strict_json.read(path / DESCRIPTION)
-    settings = _settings(described, path / DESCRIPTION)
+        raise CheckpointError(f"{path}: expected a LoRA adapter's folder with {ADAPTER}, as PEFT saves it; {found}")
+    described = strict_json.read(path / ADAPTER)
+    settings = _settings(described, path / ADAPTER)
     files = [path / name for name in WEIGHTS if (path / name).exists()]
     if not files:
-        raise CheckpointError(f"{path}: {DESCRIPTION} is here, but neither {' nor '.join(WEIGHTS)}")
+        raise CheckpointError(f"{path}: {ADAPTER} is here, but neither {' nor '.join(WEIGHTS)}")
     pairs = _pairs({name: parts[0] for name, parts in shards.read(files[:1]).items()}, settings, config, files[0])
     return Adapter(path, pairs)
 
@@ -172,7 +172,10 @@ def _pairs(stored: dict[str, Stored], settings: _Settings, config: ModelConfig, 
         if ours in pairs:
             raise CheckpointError(f"{file}: {shown(ours)} stands there twice, with and without model. before it")
         shapes = {"A": (rank, columns), "B": (out, rank)}
-        found = {half: _tensor(pair.get(half), shapes[half], file, f"{theirs}.lora_{half}.weight") for half in shapes}
+        found = {
+            half: _tensor(pair.get(half), shapes[half], file, f"base_model.model.{theirs}.lora_{half}.weight")
+            for half in shapes
+        }
         pairs[ours] = Pair(found["A"], found["B"], settings.scale_of(theirs))
     return pairs
 
@@ -184,7 +187,7 @@ def _tensor(stored: Stored | None, shape: tuple[int, int], file: Path, name: str
         raise damaged(
             file,
             name,
-            f"expected shape {shape} by the model and {DESCRIPTION}, found {stored.shape}; is the base another?",
+            f"expected shape {shape} by the model and {ADAPTER}, found {stored.shape}; is the base another?",
         )
     tensor = Tensor(stored.name, shape, stored.format, stored.data)
     if not np.isfinite(tensor.float32()).all():
