@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ventoux.batch import Backend
@@ -32,10 +33,20 @@ def choose(name: str, kernels: dict[str, Any], *, device: str | None, dtype: str
     return partial(backend.Backend, device=where, dtype=numbers, threads=threads)
 
 
-def compute_with(make: Make, found: Checkpoint, config: ModelConfig) -> Backend:
-    """The backend of a checkpoint's weights. Raises OutOfMemoryError, which names the checkpoint."""
+def compute_with(
+    make: Make, found: Checkpoint, config: ModelConfig, *, adapters: Mapping[str, str | Path] | None = None
+) -> Backend:
+    """The backend of a checkpoint's weights, with LoRA adapters: names -> folders.
+
+    Raises OutOfMemoryError, which names the checkpoint, and for adapters as `Backend.load_adapter` does.
+    """
+    if adapters:
+        from ventoux.checkpoint.adapter import read_adapter
+
+        for folder in adapters.values():
+            read_adapter(folder, config)  # before the weights, which take longer
     try:
-        return make(config, found.tensors)
+        backend = make(config, found.tensors)
     except OutOfMemoryError:
         raise
     except MemoryError as error:
@@ -43,3 +54,6 @@ def compute_with(make: Make, found: Checkpoint, config: ModelConfig) -> Backend:
             f"{found.path}: its weights take {found.nbytes} bytes, more memory than the system gives;"
             " use a smaller or more strongly quantized model"
         ) from error
+    for name, folder in (adapters or {}).items():
+        backend.load_adapter(name, folder)
+    return backend

@@ -3,14 +3,16 @@
 Nothing above this seam knows what a tensor framework is; nothing below it knows what a request is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ventoux.config import ModelConfig
+from ventoux.errors import RequestError, shown
 
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
@@ -22,12 +24,14 @@ class Segment:
 
     `slot` names the sequence's cache; `start` is the position of the first id; `logits` is how many of the last
     tokens want logits (0 in the middle of a prompt, 1 when the next token is to be sampled, all for evaluation).
+    `adapter` names the LoRA adapter that its tokens go through.
     """
 
     slot: int
     start: int
     ids: Sequence[int]
     logits: int = 0
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,15 @@ class Batch:
     """The tokens of one forward pass, T in all, flat and ragged: no padding anywhere.
 
     ids, positions and slots are int32 [T]; logit_rows is int32 [N], the rows that want logits, ascending.
-    Tokens with the same slot stand together, at consecutive positions.
+    Tokens with the same slot stand together, at consecutive positions. adapters holds the name, the first row and the
+    row after the last of each segment that has an adapter, in order.
     """
 
     ids: Int32
     positions: Int32
     slots: Int32
     logit_rows: Int32
+    adapters: tuple[tuple[str, int, int], ...] = ()
 
     @classmethod
     def pack(cls, segments: Sequence[Segment]) -> "Batch":
@@ -60,6 +66,11 @@ class Batch:
             positions=np.concatenate([np.arange(s.start, s.start + len(s.ids), dtype=np.int32) for s in segments]),
             slots=np.repeat(np.array([s.slot for s in segments], np.int32), lengths),
             logit_rows=np.concatenate(rows).astype(np.int32),
+            adapters=tuple(
+                (s.adapter, int(end) - len(s.ids), int(end))
+                for s, end in zip(segments, ends, strict=True)
+                if s.adapter is not None and len(s.ids)
+            ),
         )
 
     def __len__(self) -> int:
@@ -73,6 +84,23 @@ class Batch:
         first = np.flatnonzero(np.diff(self.slots, prepend=-1))
         counts = np.diff(first, append=len(self)).astype(np.int32)
         return self.slots[first], self.positions[first], counts
+
+    def adapter_rows(self) -> dict[str, slice | Int32]:
+        """The rows of each adapter that any have: a slice where they stand together, as all do for one adapter alone.
+
+        adapters ("a", 0, 2) ("b", 3, 4) ("b", 4, 6) ("a", 6, 7) -> {"a": rows 0 1 6, "b": slice(3, 6)}.
+        """
+        spans: dict[str, list[tuple[int, int]]] = {}
+        for name, begin, end in self.adapters:
+            spans.setdefault(name, []).append((begin, end))
+        rows: dict[str, slice | Int32] = {}
+        for name, parts in spans.items():
+            first, last = parts[0][0], parts[-1][1]
+            together = last - first == sum(end - begin for begin, end in parts)
+            rows[name] = (
+                slice(first, last) if together else np.concatenate([np.arange(*p, dtype=np.int32) for p in parts])
+            )
+        return rows
 
 
 @dataclass(frozen=True)
@@ -148,9 +176,37 @@ class Backend(Protocol):
     def new_cache(self) -> Cache: ...
 
     def forward(self, batch: Batch, cache: Cache) -> Float32:
-        """Run the batch, advance the cache -> logits [len(batch.logit_rows), vocab_size] float32."""
+        """Run the batch, advance the cache -> logits [len(batch.logit_rows), vocab_size] float32.
+
+        Raises RequestError for an adapter that is not there, before anything runs.
+        """
+        ...
+
+    def hidden(self, batch: Batch, cache: Cache) -> Float32:
+        """Run the batch, advance the cache -> what the head would get: every token's hidden state after the last norm,
+        [len(batch), hidden_size] float32. Raises as `forward` does."""
+        ...
+
+    @property
+    def adapters(self) -> Collection[str]:
+        """Names of the LoRA adapters that segments may have."""
+        ...
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Read a LoRA adapter in PEFT's layout. Raises CheckpointError, or RequestError for a name that is taken."""
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter, which no sequence may use any more. Raises RequestError when there is none of the name."""
         ...
 
     def not_finite(self) -> str:
         """Why logits may not be finite numbers, and what to do: half of what a GenerationError says."""
         ...
+
+
+def check_adapter(name: str, loaded: Collection[str]) -> None:
+    """Raises RequestError when an adapter is not among those that are loaded."""
+    if name not in loaded:
+        listing = f"loaded are {', '.join(map(shown, loaded))}" if loaded else "none is loaded"
+        raise RequestError(f"there is no adapter {shown(name)}; {listing}")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from ventoux.backends import choose, compute_with
-from ventoux.batch import Backend, Batch, Float32, Segment
+from ventoux.batch import Backend, Float32
 from ventoux.checkpoint import Checkpoint
 from ventoux.config import ModelConfig
 from ventoux.decoding import SamplingParams
-from ventoux.engine import Completion, Engine, Event, Finished, Request, Token, check_logits, check_prompt
-from ventoux.errors import ChatError, OutOfMemoryError, PromptTooLongError, RequestError, TokenizerError, shown
+from ventoux.engine import Completion, Engine, Event, Finished, Request, Token, embed, logits
+from ventoux.errors import ChatError, RequestError, TokenizerError, shown
 from ventoux.tokenizer import Tokenizer
 from ventoux.vocabulary import check_same_vocabulary, texts
 
@@ -99,26 +99,27 @@ class Mistral:
     @overload
     def generate(self, prompt: list[str] | list[list[int]], **params: Any) -> list[Completion]: ...
     def generate(
-        self, prompt: str | list[int] | list[str] | list[list[int]], **params: Any
+        self, prompt: str | list[int] | list[str] | list[list[int]], *, adapter: str | None = None, **params: Any
     ) -> Completion | list[Completion]:
         """What follows the prompt, which is not part of it. Several prompts run as one batch.
 
         A prompt is text, which gets the BOS that the model wants, or ids, taken as they are. Raises RequestError for a
         parameter out of range, PromptTooLongError when prompt and answer do not fit into the context, TokenizerError
         for text without a tokenizer, GenerationError when the model's logits are not numbers, OutOfMemoryError.
+        `adapter` names a LoRA adapter that was loaded; each call may have another.
         """
         sampling = _sampling(params)
-        many = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], Integral)
-        prompts: list[Any] = list(prompt) if many else [prompt]
-        completions = self._complete([Request(self._ids(each), sampling) for each in prompts])
-        return completions if many else completions[0]
+        completions = self._complete([Request(ids, sampling, adapter=adapter) for ids in self._all_ids(prompt)])
+        return completions if _several(prompt) else completions[0]
 
-    def stream(self, prompt: str | list[int], **params: Any) -> Iterator[Token | Finished]:
+    def stream(
+        self, prompt: str | list[int], *, adapter: str | None = None, **params: Any
+    ) -> Iterator[Token | Finished]:
         """Like `generate`, token by token, and Finished at the end; the texts of all events are the text.
 
         Leaving the loop, or closing the iterator, cancels the request and frees its cache.
         """
-        return self._stream(Request(self._ids(prompt), _sampling(params)))
+        return self._stream(Request(self._ids(prompt), _sampling(params), adapter=adapter))
 
     def chat(
         self,
@@ -126,13 +127,14 @@ class Mistral:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         safe_prompt: bool = False,
+        adapter: str | None = None,
         **params: Any,
     ) -> Completion:
         """The assistant's answer to messages, each `{"role": ..., "content": ...}`.
 
         Raises ChatError when the conversation cannot be written in the model's chat format, and as `generate` does.
         """
-        return self._complete([self._conversation(messages, tools, safe_prompt, params)])[0]
+        return self._complete([self._conversation(messages, tools, safe_prompt, adapter, params)])[0]
 
     def stream_chat(
         self,
@@ -140,10 +142,11 @@ class Mistral:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         safe_prompt: bool = False,
+        adapter: str | None = None,
         **params: Any,
     ) -> Iterator[Token | Finished]:
         """Like `chat`, token by token, as `stream` does it."""
-        return self._stream(self._conversation(messages, tools, safe_prompt, params))
+        return self._stream(self._conversation(messages, tools, safe_prompt, adapter, params))
 
     def logits(self, ids: Sequence[int]) -> Float32:
         """The model's logits after each of the ids, [len(ids), vocab] float32: row i predicts id i + 1.
@@ -151,26 +154,34 @@ class Mistral:
         Raises RequestError when there are no ids, or one is outside the vocabulary; PromptTooLongError when there are
         more than the context holds; GenerationError when they are not numbers; OutOfMemoryError.
         """
-        config, n = self.config, len(ids)
-        check_prompt(ids, config)
-        if n > config.context_length:
-            raise PromptTooLongError(n, config.context_length)
-        try:
-            found = np.empty((n, config.vocab_size), np.float32)
-            cache = self.backend.new_cache()
-            slot = cache.allocate(n)
-        except MemoryError as error:
-            raise OutOfMemoryError(f"the logits of {n} tokens do not fit into memory; give fewer at once") from error
-        try:
-            for start in range(0, n, _CHUNK):
-                part = ids[start : start + _CHUNK]
-                batch = Batch.pack([Segment(slot, start, part, logits=len(part))])
-                rows = self.backend.forward(batch, cache)
-                check_logits(rows, self.backend)
-                found[start : start + len(part)] = rows
-        finally:
-            cache.free(slot)
-        return found
+        return logits(self.backend, ids, budget=_CHUNK)
+
+    def embed(self, prompt: str | list[int] | list[str] | list[list[int]], *, adapter: str | None = None) -> Float32:
+        """Mean-pooled hidden states after the last norm, float32 [n, hidden_size]: a row for each prompt.
+
+        Prompts are as in `generate`, so the BOS counts. Rows are not scaled to length 1: what a length says is a
+        classifier's business, and cosines divide by it. Raises as `logits` does.
+        """
+        return embed(self.backend, self._all_ids(prompt), budget=_CHUNK, adapter=adapter)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the LoRA adapters that `adapter=` may say."""
+        return tuple(self.backend.adapters)
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Load a LoRA adapter, a folder as PEFT saves it, while others may be used. Raises CheckpointError for what is
+        damaged, of another model or more than plain LoRA, RequestError for a name that is taken."""
+        self.backend.load_adapter(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Raises RequestError when there is none of that name, or when requests use it."""
+        with self._lock:
+            self._engine.unload_adapter(name)
+
+    def _all_ids(self, prompt: str | list[int] | list[str] | list[list[int]]) -> list[list[int]]:
+        prompts: list[Any] = list(prompt) if _several(prompt) else [prompt]
+        return [self._ids(each) for each in prompts]
 
     def _ids(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -184,11 +195,12 @@ class Mistral:
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]] | None,
         safe_prompt: bool,
+        adapter: str | None,
         params: dict[str, Any],
     ) -> Request:
         ids = self.chat_format.encode(messages, tokenizer=self.tokenizer, tools=tools, safe_prompt=safe_prompt)
         continues = bool(messages[-1].get("prefix"))  # an assistant's message that the model is to finish
-        return Request(ids, _sampling(params), continues=continues)
+        return Request(ids, _sampling(params), continues=continues, adapter=adapter)
 
     def _complete(self, requests: Sequence[Request]) -> list[Completion]:
         events: list[list[Event]] = [[] for _ in requests]
@@ -257,6 +269,11 @@ class Mistral:
             self._mailboxes.pop(key, None)
 
 
+def _several(prompt: Any) -> bool:
+    """Whether it is a list of prompts, and not of ids."""
+    return isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], Integral)
+
+
 def _sampling(params: dict[str, Any]) -> SamplingParams:
     unknown = sorted(params.keys() - set(_PARAMETERS))
     if unknown:
@@ -277,6 +294,7 @@ def load(
     chat_format: str | None = None,
     speculation: bool = True,
     draft_model: str | Path | None = None,
+    adapters: Mapping[str, str | Path] | None = None,
 ) -> Mistral:
     """A model from a folder (raw or Hugging Face), a .gguf file, an alias or a hub id; None is the default model.
 
@@ -291,6 +309,7 @@ def load(
     chat_format  "v1", "v2", "v3", "v7", or "template"; None is what the checkpoint wants
     speculation  guess what the text repeats, and check several tokens at once where that is faster: the same text
     draft_model  a smaller model of the same vocabulary, named as `path`, which guesses the rest, while that is faster
+    adapters     LoRA adapters that requests may choose: names -> folders as PEFT saves them
 
     Raises RequestError, MissingExtraError, CheckpointError, ConfigError, TokenizerError, ChatError, DownloadError or
     OutOfMemoryError, which say what was found and what to do. A checkpoint without a tokenizer loads: ids and logits
@@ -320,7 +339,7 @@ def load(
         check_same_vocabulary(smaller, found, tokenizer)  # before the weights, which take longer
         draft = compute_with(make, smaller, smaller.config)
     return Mistral(
-        compute_with(make, found, config),
+        compute_with(make, found, config, adapters=adapters),
         tokenizer=tokenizer,
         template=template,
         chat_format=chat_format,

@@ -13,6 +13,7 @@ from ventoux.checkpoint.tensor import Tensor
 from ventoux.config import ModelConfig
 from ventoux.errors import CheckpointError, shown
 
+ADAPTER = "adapter_config.json"  # beside what PEFT saves
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -58,6 +59,11 @@ def read(path: str | Path, *, prefer_raw: bool = False) -> Checkpoint:
         return _read_huggingface(path, weights[0])
     if raw:
         return _read_raw(path, raw)
+    if (path / ADAPTER).exists():
+        raise CheckpointError(
+            f"{path}: this is a LoRA adapter, which is no model by itself: load its base model with it (--adapter), or"
+            " merge the two first (peft: merge_and_unload(), save_pretrained()) and give what that has written"
+        )
     files = sorted(path.glob("*.gguf"))
     hint = f"; name the GGUF file itself: {files[0]}" if files else ""
     raise CheckpointError(

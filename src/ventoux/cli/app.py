@@ -12,6 +12,7 @@ from ventoux.cli.options import (
     MODEL_HELP,
     Parser,
     UsageError,
+    adapter_flag,
     draft_flag,
     load,
     model_flags,
@@ -103,7 +104,7 @@ def info(args: Namespace) -> None:
 
 
 def add_demo(add: Add) -> None:
-    flags = add("Continue the reference's three prompts.", demo, parents=[model_flags(), draft_flag()])
+    flags = add("Continue the reference's three prompts.", demo, parents=[model_flags(), draft_flag(), adapter_flag()])
     add_reference_flags(flags, temperature=0.0)
 
 
@@ -111,12 +112,12 @@ def demo(args: Namespace) -> None:
     from ventoux.cli.reference import demo
 
     checked = sampling(args)
-    demo(load(args, name=args.name), **checked)
+    demo(load(args, name=args.name), adapter=args.adapter, **checked)
 
 
 def add_interactive(add: Add) -> None:
     about = "Continue prompt after prompt, as the reference does. Ends with the input (Ctrl-D)."
-    flags = add(about, interactive, parents=[model_flags(), draft_flag()])
+    flags = add(about, interactive, parents=[model_flags(), draft_flag(), adapter_flag()])
     add_reference_flags(flags, temperature=0.7)
     flags.add_argument("--instruct", action="store_true", help="talk in turns, in the model's chat format")
 
@@ -125,11 +126,11 @@ def interactive(args: Namespace) -> None:
     from ventoux.cli.reference import interactive
 
     checked = sampling(args)
-    interactive(load(args, name=args.name), instruct=args.instruct, **checked)
+    interactive(load(args, name=args.name), instruct=args.instruct, adapter=args.adapter, **checked)
 
 
 def add_generate(add: Add) -> None:
-    flags = add("Continue a text.", generate, parents=[model_flags(), draft_flag(), sampling_flags()])
+    flags = add("Continue a text.", generate, parents=[model_flags(), draft_flag(), adapter_flag(), sampling_flags()])
     flags.add_argument("prompt", nargs="?", metavar="PROMPT", help="default: standard input")
     flags.add_argument(
         "--logprobs",
@@ -148,7 +149,7 @@ def generate(args: Namespace) -> None:
     if "logprobs" in checked and not args.json:
         raise UsageError("--logprobs needs --json")
     prompt = read_text(args.prompt)
-    generate(load(args), prompt, as_json=args.json, **checked)
+    generate(load(args), prompt, as_json=args.json, adapter=args.adapter, **checked)
 
 
 def add_serve(add: Add) -> None:
@@ -166,7 +167,7 @@ def add_serve(add: Add) -> None:
 
 def add_chat(add: Add) -> None:
     about = "Talk with a model. Alt-Enter starts a new line, Ctrl-C stops an answer, /help lists the commands."
-    flags = add(about, chat, parents=[model_flags(), draft_flag(), sampling_flags()])
+    flags = add(about, chat, parents=[model_flags(), draft_flag(), adapter_flag(), sampling_flags()])
     flags.add_argument("--message", metavar="TEXT", help="answer this one message and exit")
     flags.add_argument("--system", metavar="TEXT", help="the system prompt")
     flags.add_argument("--safe-prompt", action="store_true", help="put Mistral's guardrail prompt first")
@@ -179,6 +180,7 @@ def chat(args: Namespace) -> None:
     checked = sampling(args)
     if args.message is not None and not args.message.strip():
         raise UsageError("--message is empty; give it a text to answer")
+    checked["adapter"] = args.adapter
     conversation = Conversation(load(args), system=args.system, safe_prompt=args.safe_prompt, sampling=checked)
     if args.message is not None:
         one_shot(conversation, args.message)

@@ -92,6 +92,13 @@ def draft_flag() -> ArgumentParser:
     return flags
 
 
+def adapter_flag() -> ArgumentParser:
+    """For commands that generate."""
+    flags = Parser(add_help=False)
+    flags.add_argument("--adapter", metavar="FOLDER", help="a LoRA adapter of the model, as PEFT saves it")
+    return flags
+
+
 def load(args: Namespace, *, name: str | None = None) -> "Mistral":
     """The model that the flags mean; `name` stands for --model where a command takes it as an argument."""
     from ventoux.model import load
@@ -111,6 +118,7 @@ def load(args: Namespace, *, name: str | None = None) -> "Mistral":
             chat_format=getattr(args, "chat_format", None),
             speculation=not args.no_speculation,
             draft_model=getattr(args, "draft_model", None),
+            adapters=None if getattr(args, "adapter", None) is None else {args.adapter: args.adapter},
         )
     except RequestError as error:  # what is wrong with a file has errors of its own
         raise wrong_flag(error, ("threads", "compute", "kv_cache_dtype", "device", "dtype", "draft_model")) from error

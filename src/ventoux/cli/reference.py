@@ -13,13 +13,16 @@ SEPARATOR = "=" * 21
 TOP_P = 0.8
 
 
-def demo(model: Mistral, *, max_tokens: int, temperature: float) -> None:
+def demo(model: Mistral, *, max_tokens: int, temperature: float, adapter: str | None = None) -> None:
     for prompt in PROMPTS:
-        continued = model.generate(prompt, max_tokens=max_tokens, temperature=temperature, top_p=TOP_P)
+        sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": TOP_P}
+        continued = model.generate(prompt, adapter=adapter, **sampling)
         print(prompt + continued, SEPARATOR, sep="\n", flush=True)
 
 
-def interactive(model: Mistral, *, max_tokens: int, temperature: float, instruct: bool) -> None:
+def interactive(
+    model: Mistral, *, max_tokens: int, temperature: float, instruct: bool, adapter: str | None = None
+) -> None:
     """Ends with the input (Ctrl-D), or with Ctrl-C."""
     messages: list[dict[str, str]] = []
     sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "top_p": TOP_P}
@@ -32,10 +35,10 @@ def interactive(model: Mistral, *, max_tokens: int, temperature: float, instruct
                 return
             if instruct:
                 messages.append({"role": "user", "content": prompt})
-                events = model.stream_chat(messages, **sampling)
+                events = model.stream_chat(messages, adapter=adapter, **sampling)
             else:
                 print(prompt, end="", flush=True)
-                events = model.stream(prompt, **sampling)
+                events = model.stream(prompt, adapter=adapter, **sampling)
             answer = ""
             for event in events:
                 answer += event.text

@@ -4,16 +4,20 @@ Shapes: T tokens of a batch, E hidden_size, H heads, K KV heads, D head_dim, F i
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ventoux.batch import Batch, Cache, Description, Float32, Int32
+from ventoux.checkpoint.adapter import Adapter
+from ventoux.checkpoint.adapters import Adapters
 from ventoux.checkpoint.tensor import Tensor
 from ventoux.config import ModelConfig
 from ventoux.cpu import _kernels
+from ventoux.cpu.adapters import DOWN, GATE_UP, OUT, QKV, Adapted, Pair, packed
 from ventoux.cpu.machine import isa, physical_cores
 from ventoux.cpu.packing import weights_of
 from ventoux.errors import VentouxError
@@ -80,6 +84,7 @@ class Backend:
         self._layers = [layer_of(tensors, weights, f"layers.{i}.") for i in range(config.num_layers)]
         self._inverse_frequencies = inverse_frequencies(config)
         self._scratch: dict[str, Float32] = {}
+        self._adapters = Adapters(config, self._pack)
 
     same_bits = True
 
@@ -119,15 +124,44 @@ class Backend:
         return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, self.kv_dtype)
 
     def forward(self, batch: Batch, cache: Cache) -> Float32:
-        """Run the batch, advance the cache -> logits [rows asked for, vocab_size] float32."""
+        """Run the batch, advance the cache -> logits [rows asked for, vocab_size] float32.
+
+        Raises RequestError for an adapter that is not there.
+        """
         assert isinstance(cache, _kernels.Cache), "a cache of this backend's new_cache()"
         with self._lock:
-            return self._forward(batch, cache)
+            return self._logits(self._layers_over(batch, cache), batch.logit_rows)
+
+    def hidden(self, batch: Batch, cache: Cache) -> Float32:
+        """Run the batch, advance the cache -> hidden states after the last norm, [T, hidden_size] float32."""
+        assert isinstance(cache, _kernels.Cache), "a cache of this backend's new_cache()"
+        with self._lock:
+            x = self._layers_over(batch, cache)
+            self._rms_norm(x, self._norm, x)
+            return x
+
+    @property
+    def adapters(self) -> Collection[str]:
+        return self._adapters.names
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Read and pack a LoRA adapter in PEFT's layout. Raises CheckpointError, RequestError or OutOfMemoryError."""
+        self._adapters.load(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; raises RequestError when there is none of that name."""
+        self._adapters.unload(name)
+
+    def _pack(self, adapter: Adapter) -> dict[str, Pair]:
+        with self._lock:
+            return packed(self._pool, adapter)
 
     def not_finite(self) -> str:
         return "its weights are damaged, or it overflows"
 
-    def _forward(self, batch: Batch, cache: _kernels.Cache) -> Float32:
+    def _layers_over(self, batch: Batch, cache: _kernels.Cache) -> Float32:
+        """The residual stream behind the last layer, [T, E], in memory of its own."""
+        adapted = [Adapted(self._pool, pairs, rows) for pairs, rows in self._adapters.of(batch)]
         c, T = self.config, len(batch)
         x = np.ascontiguousarray(self._embedding.rows(batch.ids))  # [T, E], the residual stream
         normed = self._array("normed", T, c.hidden_size)
@@ -140,17 +174,29 @@ class Backend:
         for index, layer in enumerate(self._layers):
             self._rms_norm(x, layer.input_norm, normed)
             self._linear(normed, layer.qkv, [q, k, v])
+            for each in adapted:
+                each.add(index, QKV, normed, [q, k, v])
             _kernels.attention(
                 self._pool, cache, index, c.head_dim, q, k, v, cos, sin, slots, starts, counts, attended
             )  # fmt: skip
             self._linear(attended, [layer.o], [x], add=True)
+            for each in adapted:
+                each.add(index, OUT, attended, [x])
             self._rms_norm(x, layer.post_norm, normed)
             self._linear(normed, layer.gate_up, [gate, up])
+            for each in adapted:
+                each.add(index, GATE_UP, normed, [gate, up])
             _kernels.swiglu(self._pool, gate, up)
             self._linear(gate, [layer.down], [x], add=True)
-        last = np.ascontiguousarray(x[batch.logit_rows])  # [N, E]
+            for each in adapted:
+                each.add(index, DOWN, gate, [x])
+        return x
+
+    def _logits(self, x: Float32, rows: Int32) -> Float32:
+        """The head over some rows of the residual stream [T, E] -> [len(rows), vocab_size]."""
+        last = np.ascontiguousarray(x[rows])  # [N, E]
         self._rms_norm(last, self._norm, last)
-        logits = np.empty((len(last), c.vocab_size), np.float32)
+        logits = np.empty((len(last), self.config.vocab_size), np.float32)
         # A third of what one rounding to 8 bits costs is in the head: never there.
         head_compute = "int16" if self.compute == "mixed" else self.compute
         _kernels.linear(self._pool, last, [self._head], [logits], False, head_compute)

@@ -2,6 +2,7 @@
 
 from ventoux.engine.completion import Completion
 from ventoux.engine.engine import Engine
+from ventoux.engine.evaluation import embed, logits
 from ventoux.engine.request import (
     Event,
     Finished,
@@ -26,4 +27,6 @@ __all__ = [
     "Usage",
     "check_logits",
     "check_prompt",
+    "embed",
+    "logits",
 ]

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from time import perf_counter
 
-from ventoux.batch import Backend, Batch, Float32, Segment
+from ventoux.batch import Backend, Batch, Float32, Segment, check_adapter
 from ventoux.decoding import MAX_DRAFT
 from ventoux.engine.generation import Generation
 from ventoux.engine.request import Event, Finished, Reason, Request, check_ids, check_logits, check_prompt
 from ventoux.engine.scheduler import Chunk, Progress, schedule
 from ventoux.engine.speculation import Speculation
-from ventoux.errors import OutOfMemoryError, PromptTooLongError, RequestError
+from ventoux.errors import OutOfMemoryError, PromptTooLongError, RequestError, shown
 from ventoux.tokenizer.base import Tokenizer
 
 
@@ -79,8 +79,8 @@ class Engine:
         """How many tokens the request may generate.
 
         Raises PromptTooLongError when prompt and answer do not fit into the context (a prompt is never cut), and
-        RequestError when the prompt is empty, an id is outside the vocabulary, or a model without text is given stop
-        strings.
+        RequestError when the prompt is empty, an id is outside the vocabulary, a model without text is given stop
+        strings, or there is no adapter of that name.
         """
         params, config = request.params, self._backend.config
         check_prompt(request.prompt, config)
@@ -88,11 +88,21 @@ class Engine:
         check_ids("stop_ids", params.stop_ids, config)
         if params.stop and self._tokenizer is None:
             raise RequestError("stop strings need a tokenizer, and this model has none; use stop_ids")
+        if request.adapter is not None:
+            check_adapter(request.adapter, self._backend.adapters)
         n, context = len(request.prompt), config.context_length
         limit = context - n if params.max_tokens is None else params.max_tokens
         if limit < 1 or n + limit > context:
             raise PromptTooLongError(n, context, params.max_tokens)
         return limit
+
+    def unload_adapter(self, name: str) -> None:
+        """Have the backend forget an adapter. Raises RequestError when there is none of that name, or requests use it:
+        what their caches hold went through it, and they cannot go on without."""
+        used = sum(each.adapter == name for each in (*self._waiting.values(), *self._running.values()))
+        if used:
+            raise RequestError(f"{used} request(s) use the adapter {shown(name)}; unload it when they have finished")
+        self._backend.unload_adapter(name)
 
     def cancel(self, key: int) -> None:
         """End a request and free its cache at once; its Finished("cancelled") comes with the next step's events.
@@ -144,7 +154,9 @@ class Engine:
         generation = self._running[chunk.key]
         assert generation.slot is not None
         ids = generation.ids[chunk.start : chunk.start + chunk.count] + draft[: chunk.draft]
-        return Segment(generation.slot, chunk.start, ids, logits=1 + chunk.draft if chunk.last else 0)
+        return Segment(
+            generation.slot, chunk.start, ids, logits=1 + chunk.draft if chunk.last else 0, adapter=generation.adapter
+        )
 
     def _no_room(self, key: int, cause: MemoryError) -> OutOfMemoryError:
         length, window = self._waiting[key].length, self._backend.config.window

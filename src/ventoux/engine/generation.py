@@ -29,6 +29,7 @@ class Generation:
         self.ids = [int(i) for i in request.prompt]
         self.done = 0
         self.slot: int | None = None
+        self.adapter = request.adapter
         self.length = len(self.ids) + limit  # positions at most
         self._prompt_tokens = len(self.ids)
         self.ends = {*params.stop_ids, *(() if params.ignore_eos else eos_ids)}

@@ -20,12 +20,13 @@ class Request:
     """A prompt of token ids and how to go on from it.
 
     continues says how the answer's text joins the prompt's: True, it goes on where the prompt ends, perhaps within a
-    word; False, it is a text of its own, as an answer in a chat is.
+    word; False, it is a text of its own, as an answer in a chat is. adapter names a LoRA adapter for the whole text.
     """
 
     prompt: Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
     continues: bool = True
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)

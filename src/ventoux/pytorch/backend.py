@@ -6,9 +6,10 @@ T tokens of a batch, H heads, K KV heads, D head_dim, W window.
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,11 @@ from torch import Tensor
 from ventoux import batch as seam
 from ventoux import checkpoint
 from ventoux.batch import Batch, Description, Float32, Int32
+from ventoux.checkpoint.adapter import Adapter
+from ventoux.checkpoint.adapters import Adapters
 from ventoux.config import ModelConfig
 from ventoux.errors import RequestError
+from ventoux.pytorch.adapters import Pair, adapted, placed
 from ventoux.pytorch.attention import attend
 from ventoux.pytorch.cache import RollingLayer
 from ventoux.pytorch.loading import DTYPES, build, dtype_named, memory_errors, usable_device
@@ -67,6 +71,7 @@ class Backend:
         self._lock = threading.Lock()  # a cache must not be written by two passes at once
         # the modules know one window, the rings one for each layer: it is the rings that count here
         self._model = build(config.with_window(config.window), tensors, dtype=self.dtype, device=self.device)
+        self._adapters = Adapters(config, self._place)
 
     same_bits = False  # matrix products of one row and of several are summed in other orders
 
@@ -100,20 +105,48 @@ class Backend:
     def forward(self, batch: Batch, cache: seam.Cache) -> Float32:
         """Run the batch, advance the cache -> logits [rows asked for, vocab_size] float32.
 
-        Raises OutOfMemoryError.
+        Raises OutOfMemoryError, and RequestError for an adapter that is not there.
         """
+        return self._run(batch, cache, self._model.lm_head, width=self.config.vocab_size, rows=batch.logit_rows)
+
+    def hidden(self, batch: Batch, cache: seam.Cache) -> Float32:
+        """Run the batch, advance the cache -> hidden states after the last norm, [T, hidden_size] float32."""
+        every = np.arange(len(batch), dtype=np.int32)
+        return self._run(batch, cache, torch.nn.Identity(), width=self.config.hidden_size, rows=every)
+
+    @property
+    def adapters(self) -> Collection[str]:
+        return self._adapters.names
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Read a LoRA adapter in PEFT's layout. Raises CheckpointError, RequestError or OutOfMemoryError."""
+        self._adapters.load(name, folder)
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; raises RequestError when there is none of that name."""
+        self._adapters.unload(name)
+
+    def _place(self, adapter: Adapter) -> dict[str, Pair]:
+        with memory_errors(f"the adapter {adapter.path} does not fit into the memory of {self.device}"):
+            return placed(adapter, self.device)
+
+    def _run(self, batch: Batch, cache: seam.Cache, head: torch.nn.Module, *, width: int, rows: Int32) -> Float32:
+        """What the head makes of some rows, [len(rows), width]."""
         assert isinstance(cache, Cache), "a cache of this backend's new_cache()"
+        adapters = self._adapters.of(batch)
         if not len(batch):
-            return np.empty((0, self.config.vocab_size), np.float32)
-        with self._lock, memory_errors(f"a batch of {len(batch)} tokens does not fit into the memory of {self.device}"):
-            return self._forward(batch, cache)
+            return np.empty((0, width), np.float32)
+        with (
+            self._lock,
+            memory_errors(f"a batch of {len(batch)} tokens does not fit into the memory of {self.device}"),
+            adapted(self._model.model, adapters),
+        ):
+            return self._forward(batch, cache, head, rows)
 
     @torch.inference_mode()
-    def _forward(self, batch: Batch, cache: "Cache") -> Float32:
+    def _forward(self, batch: Batch, cache: "Cache", head: torch.nn.Module, wanted: Int32) -> Float32:
         model = self._model.model
-        ids, positions, rows = (
-            torch.from_numpy(each).to(self.device) for each in (batch.ids, batch.positions, batch.logit_rows)
-        )
+        ids, positions, rows = (torch.from_numpy(each).to(self.device) for each in (batch.ids, batch.positions, wanted))
         x = model.embed_tokens(ids)[None]  # [1, T, E], the residual stream
         turn = rotation(model.config, positions[None], dtype=x.dtype)
         parts = cache.parts(batch)
@@ -121,13 +154,13 @@ class Backend:
         finite = torch.ones(len(batch), dtype=torch.bool, device=self.device) if x.dtype == torch.float16 else None
         for layer in model.layers:
             x, _ = layer(x, position_embeddings=turn, implementation=_BY_SEQUENCE, parts=parts, finite=finite)
-        logits: Float32 = self._model.lm_head(model.norm(x[0, rows])).float().cpu().numpy()  # [N, vocab]
+        found: Float32 = head(model.norm(x[0, rows])).float().cpu().numpy()  # [N, vocab], or [N, E]
         if finite is not None:
             overflown = ~(finite & x[0].isfinite().all(-1)).cpu().numpy()  # [T]
             for part in parts:
                 part.spread(overflown, batch.positions)
-            logits[overflown[batch.logit_rows]] = np.nan
-        return logits
+            found[overflown[wanted]] = np.nan
+        return found
 
     def not_finite(self) -> str:
         if self.dtype == torch.float16:
