@@ -37,6 +37,10 @@ class RequestError(VentouxError, ValueError):
     """A generation request has a parameter out of range."""
 
 
+class GrammarError(RequestError):
+    """A JSON schema, regular expression or grammar is malformed, unsupported, too large, or matches no text."""
+
+
 class PromptTooLongError(RequestError):
     """The prompt and the answer do not fit into the context."""
 

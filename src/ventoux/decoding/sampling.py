@@ -1,6 +1,6 @@
 """Logits -> the next token.
 
-The order, as transformers' and vLLM's: bias and penalties, temperature, top_k, top_p, min_p, and one draw from what is
+The order, as transformers' and vLLM's: bias and penalties, what a grammar forbids, temperature, top_k, top_p, min_p, and one draw from what is
 left. Equally likely tokens stay or go together, so that what survives does not depend on how a sort breaks ties.
 """
 
@@ -66,8 +66,15 @@ class History:
         return np.fromiter(self._generated, np.int64, n), np.fromiter(self._generated.values(), np.float32, n)
 
 
-def sample(logits: Float32, params: SamplingParams, *, rng: "Generator | None", history: History) -> Sampled:
-    """Choose the next token from logits [V] float32, which stay unchanged.
+def sample(
+    logits: Float32,
+    params: SamplingParams,
+    *,
+    rng: "Generator | None",
+    history: History,
+    allowed: NDArray[np.bool_] | None = None,
+) -> Sampled:
+    """Choose the next token from logits [V] float32, which stay unchanged; `allowed` [V] says among which.
 
     Draws exactly one number from `rng` a token, none at temperature 0, which needs no `rng`. A token of probability
     zero is never chosen. Raises GenerationError when a logit is not a number, or when every token is forbidden.
@@ -77,8 +84,11 @@ def sample(logits: Float32, params: SamplingParams, *, rng: "Generator | None", 
             "the model returned logits that are not finite numbers; its weights are damaged, or it overflows"
         )
     scores = _adjust(logits, params, history)  # [V]
+    if allowed is not None:
+        scores = np.where(allowed, scores, np.float32(-np.inf))
     if np.isneginf(scores.max()):
-        raise GenerationError("no token is left to choose from: logit_bias forbids every one; forbid fewer")
+        forbidding = "logit_bias forbids every one" + ("" if allowed is None else " that the grammar allows")
+        raise GenerationError(f"no token is left to choose from: {forbidding}; forbid fewer")
     token_id = int(np.argmax(scores)) if params.temperature == 0 else _draw(scores, params, rng)
     if params.logprobs is None:
         return Sampled(token_id)

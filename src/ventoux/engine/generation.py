@@ -33,7 +33,8 @@ class Generation:
         self.length = len(self.ids) + limit  # positions at most
         self._prompt_tokens = len(self.ids)
         self.ends = {*params.stop_ids, *(() if params.ignore_eos else eos_ids)}
-        self._chooser = Chooser(params, self.ids)
+        constraint = request.constraint and request.constraint.begin(continues=request.continues)
+        self._chooser = Chooser(params, self.ids, constraint=constraint)
         self.guesses = guesses
         self.guessed = self.right = 0  # guesses that were checked, and that were followed up
         self._lookup = PromptLookup(self.ids) if guesses else None
@@ -75,7 +76,7 @@ class Generation:
             self._lookup.add(sampled.id)
         text = self._stops.push(self._stream.push(sampled.id)) if self._stream else ""
         token = Token(sampled.id, text, sampled.logprob, sampled.top)
-        if self._stops.stopped:
+        if self._stops.stopped or self._chooser.complete:
             return [token, self.finish("stop")]
         if len(self.ids) == self.length:
             return [token, self.finish("length")]

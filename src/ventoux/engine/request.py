@@ -9,7 +9,7 @@ import numpy as np
 
 from ventoux.batch import Backend, Float32
 from ventoux.config import ModelConfig
-from ventoux.decoding import SamplingParams
+from ventoux.decoding import Constraint, SamplingParams
 from ventoux.errors import GenerationError, RequestError
 
 Reason = Literal["stop", "length", "cancelled", "error"]
@@ -21,12 +21,14 @@ class Request:
 
     continues says how the answer's text joins the prompt's: True, it goes on where the prompt ends, perhaps within a
     word; False, it is a text of its own, as an answer in a chat is. adapter names a LoRA adapter for the whole text.
+    constraint is what the answer has to look like. It stays as it is, so that several requests may share it.
     """
 
     prompt: Sequence[int]
     params: SamplingParams = field(default_factory=SamplingParams)
     continues: bool = True
     adapter: str | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Guesses:
 class Finished:
     """The last event of a request.
 
-    reason is "stop" (end of sequence, a stop id or a stop string), "length" (max_tokens, or the end of the context),
+    reason is "stop" (end of sequence, a stop id, a stop string, or nothing that the constraint allows), "length" (max_tokens, or the end of the context),
     "cancelled", or "error", with the exception in `error`. text is what had been held back.
     """
 
