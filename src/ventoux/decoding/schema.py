@@ -120,4 +120,6 @@ def _check_multiple(multiple: Any) -> None:
         assert isinstance(exponent, int)
         if int("".join(map(str, digits))) * 10 ** max(exponent, 0) <= MAX_STATES:
             return
-    raise GrammarError(f"multipleOf may be {MAX_STATES} at most, digits behind the point included, found {multiple:.17g}")
+    raise GrammarError(
+        f"multipleOf may be {MAX_STATES} at most, digits behind the point included, found {multiple:.17g}"
+    )
