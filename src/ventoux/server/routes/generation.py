@@ -74,7 +74,8 @@ def _head(service: Service, body: Sampled) -> dict[str, Any]:
 
 
 def _answer(request: Request, service: Service, body: Sampled, requests: list[Asked], form: Form) -> Response:
-    noted(request.scope, prompt_tokens=sum(len(each.prompt) for each in requests), choices=len(requests))
+    tokens, name = sum(len(each.prompt) for each in requests), asking.chosen(service, body.model).name
+    noted(request.scope, model=name, prompt_tokens=tokens, choices=len(requests))
     if service.settings.log_prompts:
         noted(request.scope, prompts=[service.model.tokenizer.decode(each.prompt) for each in requests])
     answer = service.submit(requests)
