@@ -27,7 +27,7 @@ _OPTIONS = {
     "coerce_one_of": False,
     "lenient": False,
 }
-_LIMITS = {
+_LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,  # some 20 ms
     "step_lexer_fuel": 200_000,  # some 15 ms of one step
     "step_max_items": 50_000,  # some 3 ms of one step
@@ -106,6 +106,8 @@ class Grammars:
         self._limits = llguidance.LLParserLimits(**_LIMITS)
         vocabulary = _Vocabulary(tokenizer, tokenizer.end_ids if end_ids is None else end_ids)
         self._space = vocabulary.space
+        self.spaced = vocabulary.space is not None  # whether a text of its own begins with a space
+        self.control_id = tokenizer.control_id
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(vocabulary), eos_token=vocabulary.ends, n_vocab=len(vocabulary.tokens)
         )
@@ -177,9 +179,8 @@ class _Vocabulary:
         self.special_token_ids = sorted({*names, *self.ends})
         self.greedy: Any = lambda text: []
         self._encode = tokenizer.encode
-        self.space = next((i for i, each in enumerate(self.tokens) if each == b" "), None)
-        if self.space is not None and tokenizer.decode([self.space]):  # shown: no space is put before a text
-            self.space = None
+        spaces = [i for i, each in enumerate(self.tokens) if each == b" "]
+        self.space = next((i for i in spaces if tokenizer.decode([i]) == ""), None)  # else none is put before a text
 
     def __call__(self, data: bytes) -> list[int]:
         """Ids that spell the bytes in the middle of a text, as the tokenizer would cut them.

@@ -1,7 +1,7 @@
 """What a JSON schema or a grammar from a stranger may be, checked before a library goes into it.
 
-llguidance bounds its own work, but not all of it: it follows references and rules by recursion, so that a few thousand of
-them in a chain overflow the stack and end the process; and a `multipleOf` is a division automaton with that many states.
+llguidance bounds its own work, but not all of it: it follows references and rules by recursion, so that a few thousand
+of them in a chain overflow the stack and end the process; and a `multipleOf` is an automaton with that many states.
 """
 
 import json
@@ -120,4 +120,6 @@ def _check_multiple(multiple: Any) -> None:
         assert isinstance(exponent, int)
         if int("".join(map(str, digits))) * 10 ** max(exponent, 0) <= MAX_STATES:
             return
-    raise GrammarError(f"multipleOf may be {MAX_STATES} at most, digits behind the point included, found {multiple:.17g}")
+    raise GrammarError(
+        f"multipleOf may be {MAX_STATES} at most, digits behind the point included, found {multiple:.17g}"
+    )
