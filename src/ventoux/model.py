@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -16,7 +16,7 @@ from ventoux.backends import choose, compute_with
 from ventoux.batch import Backend, Batch, Float32, Segment
 from ventoux.checkpoint import Checkpoint
 from ventoux.config import ModelConfig
-from ventoux.decoding import SamplingParams
+from ventoux.decoding import Grammars, SamplingParams
 from ventoux.engine import Completion, Engine, Event, Finished, Request, Token, check_logits, check_prompt
 from ventoux.errors import ChatError, OutOfMemoryError, PromptTooLongError, RequestError, TokenizerError, shown
 from ventoux.tokenizer import Tokenizer
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 _PARAMETERS = [field.name for field in fields(SamplingParams)]
+_SHAPES = ("json_schema", "regex", "grammar")  # at most one of them, as `Grammars.one_of` takes it
 _CHUNK = 512  # tokens of one forward pass
 _MAX_THREADS = 1024
 
@@ -35,9 +36,10 @@ _MAX_THREADS = 1024
 class Mistral:
     """A model that is ready to run: a backend, perhaps a tokenizer and a chat format, and one engine around them.
 
-    Keyword arguments of the methods that generate are the fields of `ventoux.decoding.SamplingParams`; others are a
-    RequestError. All of them may be called from several threads, and streams may be read in turns: what is asked for at
-    the same time runs as one batch.
+    Keyword arguments of the methods that generate are the fields of `ventoux.decoding.SamplingParams`, and one of
+    json_schema, regex and grammar, which the text is held to (see `ventoux.decoding.Grammars`); others are a
+    RequestError. All of them may be called from several threads, and streams may be read in turns: what is asked for
+    at the same time runs as one batch.
     """
 
     def __init__(
@@ -88,6 +90,11 @@ class Mistral:
         wanted = self._wanted_format and ChatFormat(self._wanted_format, self._template, "as asked for")
         return wanted or format_for(self.tokenizer, template=self._template)
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Makes constraints for `Request`. Raises MissingExtraError without the extra [grammar]."""
+        return Grammars(self.tokenizer, end_ids={*self.config.eos_ids, *self.tokenizer.end_ids})
+
     @overload
     def generate(self, prompt: str | list[int], **params: Any) -> Completion: ...
     @overload
@@ -99,12 +106,13 @@ class Mistral:
 
         A prompt is text, which gets the BOS that the model wants, or ids, taken as they are. Raises RequestError for a
         parameter out of range, PromptTooLongError when prompt and answer do not fit into the context, TokenizerError
-        for text without a tokenizer, GenerationError when the model's logits are not numbers, OutOfMemoryError.
+        for text without a tokenizer, GrammarError for what the text cannot be held to, GenerationError when the model's
+        logits are not numbers, OutOfMemoryError.
         """
-        sampling = _sampling(params)
         many = isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], Integral)
         prompts: list[Any] = list(prompt) if many else [prompt]
-        completions = self._complete([Request(self._ids(each), sampling) for each in prompts])
+        request = self._request([], params)
+        completions = self._complete([replace(request, prompt=self._ids(each)) for each in prompts])
         return completions if many else completions[0]
 
     def stream(self, prompt: str | list[int], **params: Any) -> Iterator[Token | Finished]:
@@ -112,7 +120,7 @@ class Mistral:
 
         Leaving the loop, or closing the iterator, cancels the request and frees its cache.
         """
-        return self._stream(Request(self._ids(prompt), _sampling(params)))
+        return self._stream(self._request(self._ids(prompt), params))
 
     def chat(
         self,
@@ -182,7 +190,13 @@ class Mistral:
     ) -> Request:
         ids = self.chat_format.encode(messages, tokenizer=self.tokenizer, tools=tools, safe_prompt=safe_prompt)
         continues = bool(messages[-1].get("prefix"))  # an assistant's message that the model is to finish
-        return Request(ids, _sampling(params), continues=continues)
+        return self._request(ids, params, continues=continues)
+
+    def _request(self, ids: Sequence[int], params: dict[str, Any], *, continues: bool = True) -> Request:
+        shape = {name: params.pop(name, None) for name in _SHAPES}
+        sampling = _sampling(params)
+        given = any(value is not None for value in shape.values())
+        return Request(ids, sampling, continues, self.grammars.one_of(**shape) if given else None)
 
     def _complete(self, requests: Sequence[Request]) -> list[Completion]:
         events: list[list[Event]] = [[] for _ in requests]
@@ -254,7 +268,9 @@ class Mistral:
 def _sampling(params: dict[str, Any]) -> SamplingParams:
     unknown = sorted(params.keys() - set(_PARAMETERS))
     if unknown:
-        raise RequestError(f"unknown parameter(s) {', '.join(unknown)}; known are {', '.join(_PARAMETERS)}")
+        raise RequestError(
+            f"unknown parameter(s) {', '.join(unknown)}; known are {', '.join([*_PARAMETERS, *_SHAPES])}"
+        )
     return SamplingParams(**params)
 
 

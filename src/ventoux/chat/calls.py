@@ -1,6 +1,6 @@
 """Calls of tools as models write them, `{"name": ..., "arguments": {...}}` or a list of these, read as they come.
 
-One character after the other, each looked at once and nothing taken back: a hostile megabyte takes a second, at any depth.
+One character after the other, each looked at once: a hostile megabyte takes a second, whatever its depth.
 """
 
 import json

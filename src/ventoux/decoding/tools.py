@@ -25,7 +25,7 @@ def tool_calls(
 ) -> Constraint | None:
     """What an answer to a request with tools has to look like, None for anything.
 
-    choice is "auto", "none", "any" or "required" (one and the same), or {"type": "function", "function": {"name": ...}}.
+    choice is "auto", "none", "any" or "required" (the same), or {"type": "function", "function": {"name": ...}}.
     Arguments are valid by the tool's parameters. Where those cannot be followed, they are any object, unless the tool
     is `strict`. With `parallel` false there is one call at most. An answer of choice "auto" is constrained where it has
     to be (a strict tool, or `parallel` false), and where calls begin with a control token.
