@@ -102,7 +102,7 @@ def adapter_flag() -> ArgumentParser:
 def load(args: Namespace, *, name: str | None = None, adapters: Mapping[str, str] | None = None) -> "Mistral":
     """The model that the flags mean, with LoRA adapters by name; `name` stands for --model where a command takes it as
     an argument."""
-    from ventoux.model import load
+    from ventoux.loading import load
 
     if (adapter := getattr(args, "adapter", None)) is not None:
         adapters = {adapter: adapter}

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from ventoux.decoding import Constraint, Grammars
+from ventoux.decoding import Constraint
 from ventoux.engine import Engine, Event, Finished, Request, Token
 from ventoux.engine.worker import Worker
 from ventoux.errors import BusyError
@@ -51,7 +51,6 @@ class Service:
         self._tickets: dict[int, _Ticket] = {}
         self._aside = asyncio.Semaphore(1)  # around work beside the engine's, which takes its time
         self._waiting_aside = 0
-        self._grammars: Grammars | None = None
         self._constraints: dict[tuple[str, str], Constraint] = {}
         self._seconds = 1.0  # that a request has taken lately, for Retry-After
 
@@ -123,16 +122,10 @@ class Service:
         return made
 
     def _compiled(self, kind: str, text: str) -> Constraint:
-        if self._grammars is None:
-            self._grammars = Grammars(self.model.tokenizer, end_ids=self.end_ids)
+        grammars = self.model.grammars
         if kind == "json_schema":
-            return self._grammars.json_schema(json.loads(text))
-        return self._grammars.regex(text) if kind == "regex" else self._grammars.lark(text)
-
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """The ids that end a text: the model's, and the tokenizer's."""
-        return self.model.tokenizer.end_ids | frozenset(self.model.config.eos_ids)
+            return grammars.json_schema(json.loads(text))
+        return grammars.regex(text) if kind == "regex" else grammars.lark(text)
 
     @asynccontextmanager
     async def aside(self) -> AsyncIterator[None]:
