@@ -17,7 +17,17 @@ from ventoux.batch import Backend, Batch, Float32, Segment
 from ventoux.checkpoint import Checkpoint
 from ventoux.config import ModelConfig
 from ventoux.decoding import SamplingParams
-from ventoux.engine import Completion, Engine, Event, Finished, Request, Token, check_logits, check_prompt
+from ventoux.engine import (
+    Completion,
+    Engine,
+    Event,
+    Finished,
+    PromptLogprobs,
+    Request,
+    Token,
+    check_logits,
+    check_prompt,
+)
 from ventoux.errors import ChatError, OutOfMemoryError, PromptTooLongError, RequestError, TokenizerError, shown
 from ventoux.tokenizer import Tokenizer
 from ventoux.vocabulary import check_same_vocabulary, texts
@@ -30,6 +40,7 @@ Message = Mapping[str, Any]
 _PARAMETERS = [field.name for field in fields(SamplingParams)]
 _CHUNK = 512  # tokens of one forward pass
 _MAX_THREADS = 1024
+_PREFIX_BYTES = 1 << 30  # of keys and values that are kept for what begins alike: a 7B's 8,000 positions
 
 
 class Mistral:
@@ -37,7 +48,8 @@ class Mistral:
 
     Keyword arguments of the methods that generate are the fields of `ventoux.decoding.SamplingParams`; others are a
     RequestError. All of them may be called from several threads, and streams may be read in turns: what is asked for at
-    the same time runs as one batch.
+    the same time runs as one batch. Of what was read and written, `prefix_bytes` of keys and values are kept (1 GiB by
+    `load`), so that a text that begins alike, as a conversation's next turn does, is read from there on only.
     """
 
     def __init__(
@@ -50,6 +62,7 @@ class Mistral:
         checkpoint: Checkpoint | None = None,
         speculation: bool = True,
         draft: Backend | None = None,
+        prefix_bytes: int = 0,
     ) -> None:
         if chat_format is not None:
             from ventoux.chat import VERSIONS  # here, for continuing a text needs none of it
@@ -61,7 +74,9 @@ class Mistral:
         self._tokenizer = tokenizer
         self._template = template
         self._wanted_format = chat_format
-        self._engine = Engine(backend, tokenizer, budget=_CHUNK, speculates=speculation, draft=draft)
+        self._engine = Engine(
+            backend, tokenizer, budget=_CHUNK, speculates=speculation, draft=draft, prefix_bytes=prefix_bytes
+        )
         self._lock = threading.Lock()  # around the engine and the mailboxes
         self._mailboxes: dict[int, deque[tuple[int, Event]]] = {}
         self._abandoned: list[int] = []  # requests whose reader has gone
@@ -190,14 +205,15 @@ class Mistral:
             events[i].append(event)
         return [Completion(each) for each in events]
 
-    def _stream(self, request: Request) -> Iterator[Event]:
+    def _stream(self, request: Request) -> Iterator[Token | Finished]:
         with self._lock:
             self._engine.check(request)  # now, and not when the first event is asked for
         return self._events(request)
 
-    def _events(self, request: Request) -> Iterator[Event]:
+    def _events(self, request: Request) -> Iterator[Token | Finished]:
         with closing(self._run([request])) as run:
             for _, event in run:
+                assert not isinstance(event, PromptLogprobs), "nothing here asks for them"
                 yield event
 
     def _run(self, requests: Sequence[Request]) -> Generator[tuple[int, Event]]:
@@ -321,4 +337,5 @@ def load(
         checkpoint=found,
         speculation=speculation,
         draft=draft,
+        prefix_bytes=_PREFIX_BYTES,
     )

@@ -10,10 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-from ventoux.batch import Batch, Cache, Description, Float32, Int32
+from ventoux import batch as seam
+from ventoux.batch import Batch, Description, Float32, Int32
 from ventoux.checkpoint.tensor import Tensor
 from ventoux.config import ModelConfig
 from ventoux.cpu import _kernels
+from ventoux.cpu.cache import Cache
 from ventoux.cpu.machine import isa, physical_cores
 from ventoux.cpu.packing import weights_of
 from ventoux.errors import VentouxError
@@ -116,12 +118,13 @@ class Backend:
 
     def new_cache(self) -> Cache:
         c = self.config
-        return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, self.kv_dtype)
+        return Cache(c.num_kv_heads, c.head_dim, c.windows, self.kv_dtype)
 
-    def forward(self, batch: Batch, cache: Cache) -> Float32:
+    def forward(self, batch: Batch, cache: seam.Cache) -> Float32:
         """Run the batch, advance the cache -> logits [rows asked for, vocab_size] float32."""
-        assert isinstance(cache, _kernels.Cache), "a cache of this backend's new_cache()"
+        assert isinstance(cache, Cache), "a cache of this backend's new_cache()"
         with self._lock:
+            cache.write(batch)
             return self._forward(batch, cache)
 
     def not_finite(self) -> str:
