@@ -11,13 +11,15 @@ from typing import Literal
 
 import numpy as np
 
-from ventoux.batch import Batch, Cache, Description, Float32, Int32
+from ventoux import batch as seam
+from ventoux.batch import Batch, Description, Float32, Int32
 from ventoux.checkpoint.adapter import Adapter
 from ventoux.checkpoint.adapters import Adapters
 from ventoux.checkpoint.tensor import Tensor
 from ventoux.config import ModelConfig
 from ventoux.cpu import _kernels
 from ventoux.cpu.adapters import DOWN, GATE_UP, OUT, QKV, Adapted, Pair, packed
+from ventoux.cpu.cache import Cache
 from ventoux.cpu.machine import isa, physical_cores
 from ventoux.cpu.packing import weights_of
 from ventoux.errors import VentouxError
@@ -121,20 +123,20 @@ class Backend:
 
     def new_cache(self) -> Cache:
         c = self.config
-        return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, self.kv_dtype)
+        return Cache(c.num_kv_heads, c.head_dim, c.windows, self.kv_dtype)
 
-    def forward(self, batch: Batch, cache: Cache) -> Float32:
+    def forward(self, batch: Batch, cache: seam.Cache) -> Float32:
         """Run the batch, advance the cache -> logits [rows asked for, vocab_size] float32.
 
         Raises RequestError for an adapter that is not there.
         """
-        assert isinstance(cache, _kernels.Cache), "a cache of this backend's new_cache()"
+        assert isinstance(cache, Cache), "a cache of this backend's new_cache()"
         with self._lock:
             return self._logits(self._layers_over(batch, cache), batch.logit_rows)
 
-    def hidden(self, batch: Batch, cache: Cache) -> Float32:
+    def hidden(self, batch: Batch, cache: seam.Cache) -> Float32:
         """Run the batch, advance the cache -> hidden states after the last norm, [T, hidden_size] float32."""
-        assert isinstance(cache, _kernels.Cache), "a cache of this backend's new_cache()"
+        assert isinstance(cache, Cache), "a cache of this backend's new_cache()"
         with self._lock:
             x = self._layers_over(batch, cache)
             self._rms_norm(x, self._norm, x)
@@ -159,9 +161,10 @@ class Backend:
     def not_finite(self) -> str:
         return "its weights are damaged, or it overflows"
 
-    def _layers_over(self, batch: Batch, cache: _kernels.Cache) -> Float32:
+    def _layers_over(self, batch: Batch, cache: Cache) -> Float32:
         """The residual stream behind the last layer, [T, E], in memory of its own."""
         adapted = [Adapted(self._pool, pairs, rows) for pairs, rows in self._adapters.of(batch)]
+        cache.write(batch)
         c, T = self.config, len(batch)
         x = np.ascontiguousarray(self._embedding.rows(batch.ids))  # [T, E], the residual stream
         normed = self._array("normed", T, c.hidden_size)

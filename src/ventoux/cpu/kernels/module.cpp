@@ -149,6 +149,22 @@ void attention_py(Pool& pool, const Cache& cache, int layer, int head_dim, Float
   attention(pool, cache, in, spans, out.data());
 }
 
+void copy_positions(const Cache& cache, int from, int to, int layer, int first, int end) {
+  require(0 <= first && first <= end && end <= cache.length(to), "no such positions");
+  const Ring source = cache.ring(from, layer), target = cache.ring(to, layer);
+  const std::shared_ptr<uint8_t> held[] = {cache.memory(from), cache.memory(to)};
+  nb::gil_scoped_release release;
+  cache.copy(source, target, first, end);
+}
+
+nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> ring_of(const Cache& cache, int slot, int layer) {
+  const Ring ring = cache.ring(slot, layer);
+  auto held = std::make_unique<std::shared_ptr<uint8_t>>(cache.memory(slot));
+  nb::capsule owner(held.get(), [](void* p) noexcept { delete static_cast<std::shared_ptr<uint8_t>*>(p); });
+  held.release();
+  return {ring.panels, {cache.ring_bytes(ring)}, owner};
+}
+
 uint64_t read_memory_py(Pool& pool, Words words) {
   const uint64_t* data = words.data();
   const size_t count = words.shape(0);
@@ -206,6 +222,11 @@ NB_MODULE(_kernels, m) {
           "length"_a, "lookahead"_a = 0,
           "Make room for a sequence of at most `length` positions, of which the last `lookahead` can be taken back -> slot.")
       .def("free", &Cache::free, "slot"_a, "Give a sequence's memory back.")
+      .def("capacity", [](const Cache& c, int slot, int layer) { return c.ring(slot, layer).capacity; }, "slot"_a, "layer"_a,
+           "Positions that a sequence keeps in a layer.")
+      .def("copy", &copy_positions, "source"_a, "to"_a, "layer"_a, "first"_a, "end"_a,
+           "Copy positions first .. end - 1 of a sequence's layer to another sequence.")
+      .def("ring", &ring_of, "slot"_a, "layer"_a, "The bytes of a sequence's layer, which may be written to.")
       .def_prop_ro("nbytes", &Cache::nbytes, "Bytes that the allocated sequences hold.")
       .def_prop_ro("sequences", &Cache::sequences, "Sequences that are allocated.");
 
