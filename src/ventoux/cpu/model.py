@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from ventoux import mapped
 from ventoux.batch import Batch, Cache, Description, Float32, Int32
 from ventoux.checkpoint.tensor import Tensor
 from ventoux.config import ModelConfig
@@ -21,6 +22,9 @@ from ventoux.errors import VentouxError
 Compute = Literal["auto", "mixed", "int16", "f32"]
 KvCacheDtype = Literal["auto", "f32", "f16", "int8"]
 KV_ITEMSIZE = {"f32": 4, "f16": 2, "int8": 1}
+
+# Rows of the embedding that may be looked up before the file's pages are given back: each shows the process 64 KB of it.
+LOOKED_UP = 64
 
 # Formats whose weights are numbers, not blocks: they are always multiplied in fp32.
 FLOAT_FORMATS = ("F32", "F16", "BF16")
@@ -80,6 +84,8 @@ class Backend:
         self._layers = [layer_of(tensors, weights, f"layers.{i}.") for i in range(config.num_layers)]
         self._inverse_frequencies = inverse_frequencies(config)
         self._scratch: dict[str, Float32] = {}
+        self._looked_up = 0
+        mapped.release_files(tensor.data for tensor in tensors.values())
 
     same_bits = True
 
@@ -129,7 +135,7 @@ class Backend:
 
     def _forward(self, batch: Batch, cache: _kernels.Cache) -> Float32:
         c, T = self.config, len(batch)
-        x = np.ascontiguousarray(self._embedding.rows(batch.ids))  # [T, E], the residual stream
+        x = self._embed(batch.ids)  # [T, E], the residual stream
         normed = self._array("normed", T, c.hidden_size)
         q = self._array("q", T, c.num_heads * c.head_dim)
         k, v = (self._array(name, T, c.num_kv_heads * c.head_dim) for name in "kv")
@@ -155,6 +161,14 @@ class Backend:
         head_compute = "int16" if self.compute == "mixed" else self.compute
         _kernels.linear(self._pool, last, [self._head], [logits], False, head_compute)
         return logits
+
+    def _embed(self, ids: Int32) -> Float32:
+        x = np.ascontiguousarray(self._embedding.rows(ids))
+        self._looked_up += len(ids)
+        if self._looked_up >= LOOKED_UP:
+            mapped.release_files([self._embedding.data])
+            self._looked_up = 0
+        return x
 
     def _rms_norm(self, x: Float32, weight: Float32, out: Float32) -> None:
         _kernels.rms_norm(self._pool, x, weight, self.config.rms_norm_eps, out)
