@@ -103,7 +103,7 @@ void linear_py(Pool& pool, Floats2 x, const std::vector<Weight*>& weights, const
     products.push_back({weights[i], outs[i].data()});
   }
   nb::gil_scoped_release release;
-  if (tokens > 0) linear(pool, x.data(), tokens, columns, products, add, rounding);
+  if (tokens > 0) linear(pool, x.data(), tokens, columns, products.data(), int(products.size()), add, rounding);
 }
 
 void rms_norm_py(Pool& pool, Floats2 x, Floats1 weight, float eps, Out2 out) {
@@ -145,8 +145,9 @@ void attention_py(Pool& pool, const Cache& cache, int layer, int head_dim, Float
   }
   require(row == tokens, "the spans do not cover the tokens");
   const AttentionInput in{layer, heads, kv_heads, head_dim, tokens, q.data(), k.data(), v.data(), cos.data(), sin.data()};
+  Plan plan;
   nb::gil_scoped_release release;
-  attention(pool, cache, in, spans, out.data());
+  attention(pool, cache, in, spans, out.data(), plan);
 }
 
 uint64_t read_memory_py(Pool& pool, Words words) {
