@@ -14,7 +14,7 @@ from ventoux import checkpoint
 from ventoux.batch import Batch, Segment
 from ventoux.cpu import Backend, physical_cores
 from ventoux.cpu import isa as chosen_isa
-from ventoux.cpu.model import LOOKED_UP
+from ventoux.cpu.model import KEPT, LOOKED_UP
 from ventoux.errors import VentouxError
 
 LAYOUTS = {
@@ -134,6 +134,13 @@ def test_threads_do_not_change_a_bit(isa, tmp_path):
     path = tiny.save_gguf(tiny.tiny_model(sliding_window=4), tmp_path / "m.gguf", format="Q4_0")
     ids = some_ids(40)
     np.testing.assert_array_equal(logits(load(path, threads=1), ids), logits(load(path, threads=5), ids))
+
+
+def test_batches_of_kept_and_of_passing_arrays_give_the_same_bits(isa, tmp_path):
+    backend = load(tiny.save_gguf(tiny.tiny_model(sliding_window=4), tmp_path / "m.gguf", format="Q4_0"))
+    ids = some_ids(3 * KEPT)
+    expected = logits(backend, ids)
+    np.testing.assert_array_equal(logits(backend, ids, [KEPT, KEPT + 1, KEPT - 2, 1]), expected)
 
 
 def test_per_layer_windows(isa, tmp_path):
