@@ -22,7 +22,7 @@ Compute = Literal["auto", "mixed", "int16", "f32"]
 KvCacheDtype = Literal["auto", "f32", "f16", "int8"]
 KV_ITEMSIZE = {"f32": 4, "f16": 2, "int8": 1}
 
-# Tokens of a batch whose arrays are kept for the next one: a decode step's. Those of a prompt are many times larger, and
+# Tokens of a batch whose arrays are kept for the next one: a decode step. Those of a prompt are many times larger, and
 # to make them anew takes little of its time.
 KEPT = 64
 
