@@ -51,48 +51,42 @@ size_t placed_bytes(int tokens, int columns, int group) {
 
 }  // namespace
 
-void linear(Pool& pool, const float* x, int tokens, int columns, const std::vector<Product>& products, bool add,
+void linear(Pool& pool, const float* x, int tokens, int columns, const Product* products, int count, bool add,
             Rounding rounding) {
+  const Kernels& kernels = pool.kernels();
   const auto group_of = [&](const Product& p) {
     return rounding == Rounding::None ? 0 : activation_group(p.weight->format());
   };
-  const Kernels& kernels = pool.kernels();
-  std::vector<int> groups;
+  // What each group size in use makes of x: at most one for each of activation_group's values.
+  Activations activations[3];
+  int sizes = 0;
   size_t bytes = 0;
-  for (const Product& p : products) {
-    const int group = group_of(p);
-    if (std::find(groups.begin(), groups.end(), group) != groups.end()) continue;
-    groups.push_back(group);
+  for (const Product* p = products; p < products + count; p++) {
+    const int group = group_of(*p);
+    if (std::any_of(activations, activations + sizes, [&](const Activations& a) { return a.group == group; })) continue;
+    activations[sizes++].group = group;
     bytes += placed_bytes(tokens, columns, group);
   }
   uint8_t* memory = pool.shared(bytes);
-  std::vector<Activations> activations;
-  for (int group : groups) {
-    activations.push_back(place(tokens, columns, group, memory));
-    const Activations& to = activations.back();
-    run_parts(pool, to.tokens, kWidestTile, [&](int first, int last, int) { kernels.regroup(x, to, rounding, first, last); });
+  for (Activations* to = activations; to < activations + sizes; to++) {
+    *to = place(tokens, columns, to->group, memory);
+    run_parts(pool, tokens, kWidestTile, [&](int first, int last, int) { kernels.regroup(x, *to, rounding, first, last); });
   }
 
-  // All products in one run: a thread that is done with the first goes on with the second.
-  struct Part {
-    const Product* product;
-    const Activations* x;
-    int first, last;
-  };
-  std::vector<Part> parts;
-  int panels = 0;
-  for (const Product& p : products) panels += p.weight->matrix().panels;
+  // All products in one run: a thread that is done with the first goes on with the second. Each has ceil(panels / step) parts.
+  int panels = 0, parts = 0;
+  for (const Product* p = products; p < products + count; p++) panels += p->weight->matrix().panels;
   const int step = std::max(1, panels / (pool.threads() * kPartsPerThread));
-  for (const Product& p : products) {
-    const size_t which = size_t(std::find(groups.begin(), groups.end(), group_of(p)) - groups.begin());
-    const int end = p.weight->matrix().panels;
-    for (int first = 0; first < end; first += step) parts.push_back({&p, &activations[which], first, std::min(first + step, end)});
-  }
+  for (const Product* p = products; p < products + count; p++) parts += (p->weight->matrix().panels + step - 1) / step;
   for (int i = 0; i < pool.threads(); i++) pool.scratch(i, kScratchBytes);
-  pool.run(int(parts.size()), [&](int i, int thread) {
-    const Part& part = parts[size_t(i)];
-    kernels.linear(part.product->weight->matrix(), *part.x, part.product->y, add, part.first, part.last,
-                   pool.scratch(thread, kScratchBytes));
+  pool.run(parts, [&](int part, int thread) {
+    const Product* p = products;
+    int first = part * step;
+    for (; first >= p->weight->matrix().panels; p++) first -= (p->weight->matrix().panels + step - 1) / step * step;
+    const Matrix matrix = p->weight->matrix();
+    const Activations* x = activations;
+    while (x->group != group_of(*p)) x++;
+    kernels.linear(matrix, *x, p->y, add, first, std::min(first + step, matrix.panels), pool.scratch(thread, kScratchBytes));
   });
 }
 
