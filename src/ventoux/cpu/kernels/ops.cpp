@@ -20,55 +20,67 @@ void run_parts(Pool& pool, int count, int unit, Work work) {
 
 size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Activations of some tokens for one group size, in memory from `at` on; moves `at` behind them.
-Activations place(int tokens, int columns, int group, uint8_t*& at) {
-  Activations a{tokens, columns, group, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+// How activations are regrouped for a weight: group is 0 for floats.
+struct Form {
+  int group;
+  bool pairs;
+  bool operator==(const Form& other) const { return group == other.group && pairs == other.pairs; }
+};
+
+// Activations of some tokens in one form, in memory from `at` on; moves `at` behind them.
+Activations place(int tokens, int columns, Form form, uint8_t*& at) {
+  Activations a{tokens, columns, form.group, form.pairs, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   const size_t n = size_t(tokens) * size_t(columns);
   const auto take = [&](size_t bytes) {
     uint8_t* p = at;
     at += padded(bytes);
     return p;
   };
-  if (group == 0) {
+  if (form.group == 0) {
     a.x = (float*)take(n * 4);
-  } else {
-    const size_t groups = n / size_t(group);
-    a.low = (int32_t*)take(n);
+    return a;
+  }
+  const size_t groups = n / size_t(form.group), strips = size_t(tokens) * strips_of(size_t(columns / form.group));
+  a.low = (int32_t*)take(form.pairs ? 2 * n : n);
+  a.scale = (float*)take(groups * 4);
+  a.sum = (float*)take(groups * 4);
+  if (!form.pairs) {
     a.high = (int32_t*)take(n);
-    a.scale = (float*)take(groups * 4);
-    a.sum = (float*)take(groups * 4);
-    a.wide = take(groups);
+    a.wide = (uint16_t*)take(groups * 2);
+    a.wides = (uint16_t*)take(strips * 2);
   }
   return a;
 }
 
-size_t placed_bytes(int tokens, int columns, int group) {
+size_t placed_bytes(int tokens, int columns, Form form) {
   const size_t n = size_t(tokens) * size_t(columns);
-  if (group == 0) return padded(n * 4);
-  const size_t groups = n / size_t(group);
-  return 2 * padded(n) + 2 * padded(groups * 4) + padded(groups);
+  if (form.group == 0) return padded(n * 4);
+  const size_t groups = n / size_t(form.group), strips = size_t(tokens) * strips_of(size_t(columns / form.group));
+  const size_t always = padded(form.pairs ? 2 * n : n) + 2 * padded(groups * 4);
+  return form.pairs ? always : always + padded(n) + padded(groups * 2) + padded(strips * 2);
 }
 
 }  // namespace
 
 void linear(Pool& pool, const float* x, int tokens, int columns, const std::vector<Product>& products, bool add,
             Rounding rounding) {
-  const auto group_of = [&](const Product& p) {
-    return rounding == Rounding::None ? 0 : activation_group(p.weight->format());
-  };
   const Kernels& kernels = pool.kernels();
-  std::vector<int> groups;
+  const auto form_of = [&](const Product& p) {
+    const Format format = p.weight->format();
+    return rounding == Rounding::None ? Form{0, false} : Form{activation_group(format), kernels.in_pairs(format)};
+  };
+  std::vector<Form> forms;
   size_t bytes = 0;
   for (const Product& p : products) {
-    const int group = group_of(p);
-    if (std::find(groups.begin(), groups.end(), group) != groups.end()) continue;
-    groups.push_back(group);
-    bytes += placed_bytes(tokens, columns, group);
+    const Form form = form_of(p);
+    if (std::find(forms.begin(), forms.end(), form) != forms.end()) continue;
+    forms.push_back(form);
+    bytes += placed_bytes(tokens, columns, form);
   }
   uint8_t* memory = pool.shared(bytes);
   std::vector<Activations> activations;
-  for (int group : groups) {
-    activations.push_back(place(tokens, columns, group, memory));
+  for (const Form& form : forms) {
+    activations.push_back(place(tokens, columns, form, memory));
     const Activations& to = activations.back();
     run_parts(pool, to.tokens, kWidestTile, [&](int first, int last, int) { kernels.regroup(x, to, rounding, first, last); });
   }
@@ -84,7 +96,7 @@ void linear(Pool& pool, const float* x, int tokens, int columns, const std::vect
   for (const Product& p : products) panels += p.weight->matrix().panels;
   const int step = std::max(1, panels / (pool.threads() * kPartsPerThread));
   for (const Product& p : products) {
-    const size_t which = size_t(std::find(groups.begin(), groups.end(), group_of(p)) - groups.begin());
+    const size_t which = size_t(std::find(forms.begin(), forms.end(), form_of(p)) - forms.begin());
     const int end = p.weight->matrix().panels;
     for (int first = 0; first < end; first += step) parts.push_back({&p, &activations[which], first, std::min(first + step, end)});
   }
