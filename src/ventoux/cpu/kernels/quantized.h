@@ -76,8 +76,8 @@ inline Floats quantized_token(const uint8_t* panel, const Activations& x) {
       const Ints dot = dot_of_group<f>(group.quants, x.low + size_t(g) * words);
       low = add_group<f>(low, dot, group.scale, group.min, x.scale[g], x.sum[g]);
     }
-    if constexpr (in_pairs(l.bits)) continue;
-    for (int i = 0; i < x.wides[g0 / kStripGroups]; i++) {
+    const int wide = in_pairs(l.bits) ? 0 : x.wides[g0 / kStripGroups];
+    for (int i = 0; i < wide; i++) {
       const int g = g0 + (x.wide[g0 + i] & ~kAllWide);
       const Group group = group_at<f>(panel, g);
       high = add_scaled(high, dot_of_group<f>(group.quants, x.high + size_t(g) * words), group.scale, x.scale[g]);
@@ -166,10 +166,11 @@ template <int kBits, int kLines, int MT, int n>
 inline Sums<n> dots_of_group(const uint8_t* lines, const int32_t* x) {
   Sums<n> sums;
   if constexpr (in_pairs(kBits)) {
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int j = 0; j < 2 * kLines; j++) sums.template add_pairs<kBits>(load_bytes(lines + j * 64), x + j * MT);
   } else {
     constexpr int fits = Dot<kBits>::kFits < kLines ? Dot<kBits>::kFits : kLines;
+#pragma GCC unroll 4
     for (int j = 0; j < kLines; j += fits) {
       Dots<kBits, n> dots;
 #pragma GCC unroll 8
@@ -184,7 +185,7 @@ inline Sums<n> dots_of_group(const uint8_t* lines, const int32_t* x) {
 // groups begin. Apart, so that the sums of low parts do not take its registers.
 template <int kBits, int kLines, int MT>
 [[gnu::noinline]] void high_parts(const Strip& w, const Activations& x, size_t at, int count, float* high) {
-  constexpr int n = MT < kAtOnce<kBits> ? MT : kAtOnce<kBits>;
+  constexpr int n = MT < kAtOnce ? MT : kAtOnce;
   for (int i = 0; i < count; i++) {
     const int entry = x.wide[at + i];
     const bool all = entry & kAllWide;
@@ -207,7 +208,7 @@ template <int kBits, int kLines, int MT>
 template <Format f, int MT>
 inline void low_parts(const Strip& w, const Activations& x, size_t at, int groups, float* low, bool first) {
   constexpr Layout l = layout(f);
-  constexpr int n = MT < kAtOnce<l.bits> ? MT : kAtOnce<l.bits>, lines = in_pairs(l.bits) ? 2 * l.lines() : l.lines();
+  constexpr int n = MT < kAtOnce ? MT : kAtOnce, lines = in_pairs(l.bits) ? 2 * l.lines() : l.lines();
   for (int g = 0; g < groups; g++, at += MT, first = false) {
     for (int t = 0; t < MT; t += n) {
       const Sums<n> sums = dots_of_group<l.bits, l.lines(), MT, n>(w.bytes + g * lines * 64, x.low + at * lines + t);

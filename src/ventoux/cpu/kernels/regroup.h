@@ -53,7 +53,7 @@ inline Quantized quantize_group(const float* x, int group, float ordinary) {
   return to;
 }
 
-// Group g of a tile of MT tokens, which begins at `at`: which tokens have high parts goes to the list of its strip.
+// Adds group g of a strip to the list of those that have high parts: kernels.h says how. Returns the list's new length.
 template <int MT>
 inline int list_wide(const bool* wide, int g, uint16_t* list, int listed) {
   int tokens = 0;

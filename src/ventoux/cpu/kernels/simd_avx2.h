@@ -11,9 +11,7 @@ namespace {
 constexpr const char* kName = "avx2";
 constexpr int kTile = 4;          // tokens at once: their 2 x 4 sums, the weights and a broadcast fit 16 registers
 constexpr int kQuantizedTile = 4;  // quantized tokens
-// Tokens whose integer sums fit the registers: two each, and two more where products need widening on the way.
-template <int kBits>
-constexpr int kAtOnce = kBits == 4 || kBits == 8 ? 4 : 2;
+constexpr int kAtOnce = 4;  // of them, whose integer sums fit the registers: two each
 constexpr int kQueries = 6;        // attention's queries at once: 2 x 6 sums, keys and a broadcast fit 16 registers
 constexpr int kSums = 4;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = false;

@@ -15,7 +15,6 @@ namespace {
 constexpr const char* kName = "avx512";
 constexpr int kTile = 12;           // tokens at once: 12 sums, the weights and a broadcast fit 32 registers
 constexpr int kQuantizedTile = 12;  // quantized tokens: 12 integer sums
-template <int kBits>
 constexpr int kAtOnce = 12;
 constexpr int kQueries = 12;        // attention's queries at once
 constexpr int kSums = 8;  // sums that hide the latency of an fma

@@ -11,7 +11,6 @@ namespace {
 constexpr const char* kName = "portable";
 constexpr int kTile = 4;
 constexpr int kQuantizedTile = 2;
-template <int kBits>
 constexpr int kAtOnce = 1;  // one token's sums in 16 bits fill half of SSE2's 16 registers
 constexpr int kQueries = 2;        // attention's queries at once
 constexpr int kSums = 1;  // sums that hide the latency of an fma
