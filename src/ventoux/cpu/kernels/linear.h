@@ -13,6 +13,7 @@ namespace {
 constexpr int kStripColumns = 256;  // 16 KiB of unpacked floats
 // A strip's columns of a block of tokens stay in L2 while these panels pass; sums of 16 floats wait between strips.
 constexpr int kTokenBlock = 10 * kWidestTile, kPanelBlock = 8;
+constexpr int kFewTokens = 16;  // their columns stay in L2 whole: panels one by one, so that weights are read in order
 
 struct Scratch {
   union {
@@ -166,8 +167,9 @@ inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_
   }
   for (int t = 0; t < x.tokens; t += kTokenBlock) {
     const int token1 = t + kTokenBlock < x.tokens ? t + kTokenBlock : x.tokens;
-    for (int p = panel0; p < panel1; p += kPanelBlock)
-      block_of<f>(w, x, y, add_to, p, p + kPanelBlock < panel1 ? p + kPanelBlock : panel1, t, token1, scratch);
+    const int step = x.tokens <= kFewTokens ? 1 : kPanelBlock;
+    for (int p = panel0; p < panel1; p += step)
+      block_of<f>(w, x, y, add_to, p, p + step < panel1 ? p + step : panel1, t, token1, scratch);
   }
 }
 
