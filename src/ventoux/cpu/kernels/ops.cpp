@@ -20,33 +20,46 @@ void run_parts(Pool& pool, int count, int unit, Work work) {
 
 size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Activations of some tokens for one group size, in memory from `at` on; moves `at` behind them.
-Activations place(int tokens, int columns, int group, uint8_t*& at) {
-  Activations a{tokens, columns, group, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+// How activations are regrouped for a weight: group is 0 for floats.
+struct Form {
+  int group;
+  bool pairs;
+  bool operator==(const Form& other) const { return group == other.group && pairs == other.pairs; }
+};
+
+constexpr int kForms = 5;
+
+// Activations of some tokens in one form, in memory from `at` on; moves `at` behind them.
+Activations place(int tokens, int columns, Form form, uint8_t*& at) {
+  Activations a{tokens, columns, form.group, form.pairs, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   const size_t n = size_t(tokens) * size_t(columns);
   const auto take = [&](size_t bytes) {
     uint8_t* p = at;
     at += padded(bytes);
     return p;
   };
-  if (group == 0) {
+  if (form.group == 0) {
     a.x = (float*)take(n * 4);
-  } else {
-    const size_t groups = n / size_t(group);
-    a.low = (int32_t*)take(n);
+    return a;
+  }
+  const size_t groups = n / size_t(form.group), strips = size_t(tokens) * strips_of(size_t(columns / form.group));
+  a.low = (int32_t*)take(form.pairs ? 2 * n : n);
+  a.scale = (float*)take(groups * 4);
+  a.sum = (float*)take(groups * 4);
+  if (!form.pairs) {
     a.high = (int32_t*)take(n);
-    a.scale = (float*)take(groups * 4);
-    a.sum = (float*)take(groups * 4);
-    a.wide = take(groups);
+    a.wide = (uint16_t*)take(groups * 2);
+    a.wides = (uint16_t*)take(strips * 2);
   }
   return a;
 }
 
-size_t placed_bytes(int tokens, int columns, int group) {
+size_t placed_bytes(int tokens, int columns, Form form) {
   const size_t n = size_t(tokens) * size_t(columns);
-  if (group == 0) return padded(n * 4);
-  const size_t groups = n / size_t(group);
-  return 2 * padded(n) + 2 * padded(groups * 4) + padded(groups);
+  if (form.group == 0) return padded(n * 4);
+  const size_t groups = n / size_t(form.group), strips = size_t(tokens) * strips_of(size_t(columns / form.group));
+  const size_t always = padded(form.pairs ? 2 * n : n) + 2 * padded(groups * 4);
+  return form.pairs ? always : always + padded(n) + padded(groups * 2) + padded(strips * 2);
 }
 
 }  // namespace
@@ -54,22 +67,24 @@ size_t placed_bytes(int tokens, int columns, int group) {
 void linear(Pool& pool, const float* x, int tokens, int columns, const Product* products, int count, bool add,
             Rounding rounding) {
   const Kernels& kernels = pool.kernels();
-  const auto group_of = [&](const Product& p) {
-    return rounding == Rounding::None ? 0 : activation_group(p.weight->format());
+  const auto form_of = [&](const Product& p) {
+    const Format format = p.weight->format();
+    return rounding == Rounding::None ? Form{0, false} : Form{activation_group(format), kernels.in_pairs(format)};
   };
-  // What each group size in use makes of x: at most one for each of activation_group's values.
-  Activations activations[3];
-  int sizes = 0;
+  // What each form in use makes of x: floats, or two sizes of groups, in pairs or not.
+  Activations activations[kForms];
+  int forms = 0;
   size_t bytes = 0;
   for (const Product* p = products; p < products + count; p++) {
-    const int group = group_of(*p);
-    if (std::any_of(activations, activations + sizes, [&](const Activations& a) { return a.group == group; })) continue;
-    activations[sizes++].group = group;
-    bytes += placed_bytes(tokens, columns, group);
+    const Form form = form_of(*p);
+    if (std::any_of(activations, activations + forms, [&](const Activations& a) { return form == Form{a.group, a.pairs}; })) continue;
+    activations[forms].group = form.group;
+    activations[forms++].pairs = form.pairs;
+    bytes += placed_bytes(tokens, columns, form);
   }
   uint8_t* memory = pool.shared(bytes);
-  for (Activations* to = activations; to < activations + sizes; to++) {
-    *to = place(tokens, columns, to->group, memory);
+  for (Activations* to = activations; to < activations + forms; to++) {
+    *to = place(tokens, columns, Form{to->group, to->pairs}, memory);
     run_parts(pool, tokens, kWidestTile, [&](int first, int last, int) { kernels.regroup(x, *to, rounding, first, last); });
   }
 
@@ -85,7 +100,7 @@ void linear(Pool& pool, const float* x, int tokens, int columns, const Product* 
     for (; first >= p->weight->matrix().panels; p++) first -= (p->weight->matrix().panels + step - 1) / step * step;
     const Matrix matrix = p->weight->matrix();
     const Activations* x = activations;
-    while (x->group != group_of(*p)) x++;
+    while (!(form_of(*p) == Form{x->group, x->pairs})) x++;
     kernels.linear(matrix, *x, p->y, add, first, std::min(first + step, matrix.panels), pool.scratch(thread, kScratchBytes));
   });
 }
