@@ -98,6 +98,10 @@ def test_an_adapter_of_another_model_is_refused_before_the_weights(folders: dict
         ventoux.load(base, adapters={"a": folders["a"]})
     with pytest.raises(CheckpointError, match="this is a LoRA adapter"):
         ventoux.load(folders["a"])
+    with pytest.raises(CheckpointError, match="expected the path of a LoRA adapter's folder, found None"):
+        ventoux.load(base, adapters={"a": None})  # type: ignore[dict-item]
+    with pytest.raises(RequestError, match="adapters must be a dict from names to folders, found a list"):
+        ventoux.load(base, adapters=["a"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("backend", ["cpu", "pytorch"])
