@@ -81,8 +81,11 @@ class Batch:
 
         slots 0 0 0 2 2 and positions 5 6 7 0 1 -> slots 0 2, starts 5 0, counts 3 2.
         """
-        first = np.flatnonzero(np.diff(self.slots, prepend=-1))
-        counts = np.diff(first, append=len(self)).astype(np.int32)
+        begins = np.ones(len(self), bool)
+        np.not_equal(self.slots[1:], self.slots[:-1], out=begins[1:])
+        first = np.flatnonzero(begins)
+        counts = np.empty(len(first), np.int32)
+        counts[:-1], counts[-1:] = first[1:] - first[:-1], len(self) - first[-1:]
         return self.slots[first], self.positions[first], counts
 
     def adapter_rows(self) -> dict[str, slice | Int32]:

@@ -19,6 +19,7 @@ class Pool:
     def threads(self) -> int: ...
     @property
     def isa(self) -> str: ...
+    def drop_shared(self) -> None: ...
 
 class Weight:
     def __init__(
@@ -47,6 +48,50 @@ class Cache:
     @property
     def sequences(self) -> int: ...
 
+class Pass:
+    def __init__(
+        self,
+        pool: Pool,
+        cache: Cache,
+        x: Float32,
+        normed: Float32,
+        q: Float32,
+        k: Float32,
+        v: Float32,
+        attended: Float32,
+        gate: Float32,
+        up: Float32,
+        cos: Float32,
+        sin: Float32,
+        slots: Int32,
+        starts: Int32,
+        counts: Int32,
+    ) -> None: ...
+
+class Layer:
+    def __init__(
+        self,
+        index: int,
+        input_norm: Float32,
+        q: Weight,
+        k: Weight,
+        v: Weight,
+        o: Weight,
+        post_norm: Float32,
+        gate: Weight,
+        up: Weight,
+        down: Weight,
+        eps: float,
+        compute: str,
+    ) -> None: ...
+    def project_qkv(self, batch: Pass) -> None: ...
+    def attend(self, batch: Pass) -> None: ...
+    def project_o(self, batch: Pass) -> None: ...
+    def project_gate_up(self, batch: Pass) -> None: ...
+    def project_down(self, batch: Pass) -> None: ...
+    def run(self, batch: Pass) -> None: ...
+
+def pages(bytes: int) -> NDArray[np.uint8]: ...
 def linear(
     pool: Pool, x: Float32, weights: Sequence[Weight], outs: Sequence[Float32], add: bool, compute: str
 ) -> None: ...
