@@ -6,6 +6,7 @@ Shapes: T tokens of a batch, E hidden_size, H heads, K KV heads, D head_dim, F i
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -77,7 +78,7 @@ class Backend:
         self._norm = tensors["norm.weight"].float32()
         head = "embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"
         matrices = [t for name, t in tensors.items() if len(t.shape) == 2 and (name == head or "layers." in name)]
-        weights = weights_of(self._pool, matrices)
+        self._weights = weights = weights_of(self._pool, matrices)
         self._head = weights[head]
         self._layers = [layer_of(tensors, weights, f"layers.{i}.") for i in range(config.num_layers)]
         self._inverse_frequencies = inverse_frequencies(config)
@@ -115,6 +116,13 @@ class Backend:
     @property
     def step_bytes(self) -> int:
         return self.nbytes  # the embedding's rows are taken from the checkpoint
+
+    @cached_property
+    def fingerprint(self) -> str:
+        spread = np.linspace(0, self.config.vocab_size - 1, 64, dtype=np.int32)
+        embedding = np.ascontiguousarray(self._embedding.rows(spread)).view(np.uint8).reshape(-1)
+        about = self.config, "cpu", self.isa, self.compute, _kernels.LAYOUT_VERSION
+        return seam.fingerprint(about, [embedding, *(weight.packed for weight in self._weights.values())])
 
     def new_cache(self) -> Cache:
         c = self.config
