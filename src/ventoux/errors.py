@@ -55,6 +55,10 @@ class PromptTooLongError(RequestError):
         self.n_ctx = n_ctx
 
 
+class PrefixFileError(VentouxError):
+    """A saved conversation cannot be written, or its file is damaged or of another model."""
+
+
 class GenerationError(VentouxError):
     """A token could not be chosen: the model's logits are not numbers, or every token is forbidden."""
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ventoux.batch import Cache, Int32
+from ventoux.batch import Cache, Int32, Snapshot
 from ventoux.engine.generation import Generation
 
 _Taken = TypeVar("_Taken")
@@ -43,7 +43,7 @@ class PrefixCache:
 
     def expected(self, generation: Generation, running: Iterable[Generation]) -> int:
         """How many positions `start` would take over, unless their keys have left the window."""
-        return max((position for position, _ in self._matches(generation, running)), default=0)
+        return max((position for position, _ in self._sources(generation, running)), default=0)
 
     def start(self, generation: Generation, running: Iterable[Generation], lookahead: int) -> tuple[int, int]:
         """A place in the cache -> its slot, and how many positions it holds already. Raises MemoryError.
@@ -51,8 +51,7 @@ class PrefixCache:
         They are those of the longest common prefix with a text that is kept or running; the prompt's last id is always
         run anew, for its logits.
         """
-        matches = sorted(self._matches(generation, running), key=lambda match: -match[0])
-        for position, source in matches:
+        for position, source in sorted(self._sources(generation, running), key=lambda match: -match[0]):
             if isinstance(source, Kept) and source not in self._kept:
                 continue  # given up for want of memory, a moment ago
             slot = self._fork(source, position, generation.length, lookahead)
@@ -83,6 +82,28 @@ class PrefixCache:
         while self.nbytes > self._budget:
             self._drop(self._kept[0])
 
+    def export(self, ids: Int32, space: Hashable, running: Iterable[Generation]) -> Snapshot | None:
+        """As many of the ids as a text that is kept or running begins with; None when there are too few."""
+        for position, source in sorted(self._matches(ids, space, running), key=lambda match: -match[0]):
+            assert source.slot is not None
+            if snapshot := self._cache.export(source.slot, position):
+                return snapshot
+        return None
+
+    def restore(self, snapshot: Snapshot, ids: Int32, space: Hashable) -> bool:
+        """Keep what was exported; False when it is larger than the budget. Raises ValueError and MemoryError."""
+
+        def restore() -> tuple[int, int]:
+            before = self._cache.nbytes
+            return self._cache.restore(snapshot), self._cache.nbytes - before
+
+        slot, nbytes = self._making_room(restore)
+        if nbytes > self._budget:
+            self._cache.free(slot)
+            return False
+        self.add(slot, ids, space, nbytes)
+        return True
+
     def clear(self) -> None:
         """Keep nothing of what is kept."""
         while self._kept:
@@ -100,16 +121,20 @@ class PrefixCache:
         if copy is not None:
             self.add(copy, np.array(generation.ids[: generation.done], np.int32), generation.space, nbytes)
 
-    def _matches(
+    def _sources(
         self, generation: Generation, running: Iterable[Generation]
+    ) -> Iterable[tuple[int, Kept | Generation]]:
+        if not self._budget or generation.scores_prompt:  # of positions that are not run there are no logits
+            return ()
+        return self._matches(generation.prompt[:-1], generation.space, running)
+
+    def _matches(
+        self, prompt: Int32, space: Hashable, running: Iterable[Generation]
     ) -> Iterator[tuple[int, Kept | Generation]]:
-        """Texts of the same space that begin as the prompt does, each with how far."""
-        if not self._budget or generation.scores_prompt:  # of cached positions there are no logits
-            return
-        prompt = generation.prompt[:-1]
+        """Texts of a space that begin as the prompt does, each with how far."""
         sources: list[Kept | Generation] = [*self._kept, *running]
         for source in sources:
-            if source.space != generation.space:
+            if source.space != space:
                 continue
             ids = source.ids if isinstance(source, Kept) else source.prompt[: source.done]
             if (position := _common(prompt, ids)) >= _LEAST:
