@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from ventoux.errors import VentouxError
 from ventoux.server.errors import HttpError, as_http, of_validation, response_of
 from ventoux.server.guard import Guard
-from ventoux.server.routes import generation, status, tokens
+from ventoux.server.routes import generation, page, status, tokens
 from ventoux.server.service import Service
 from ventoux.server.wire.shared import ErrorBody
 
@@ -44,7 +44,7 @@ def create_app(service: Service) -> ASGIApp:
         title="Ventoux", summary=ABOUT, version=version("ventoux"), lifespan=_living(service), responses=_FAILURES
     )
     app.state.service = service
-    for routes in (generation, tokens, status):
+    for routes in (generation, tokens, status, page):
         app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(VentouxError, _failed)
