@@ -100,4 +100,4 @@ class Chat:
 
     def clean(self) -> None:
         """Nothing of what was written did anything."""
-        assert self.wrong == []
+        assert not self.wrong, self.wrong

@@ -51,8 +51,10 @@ export class Sidebar {
   rename(entry, conversation) {
     const field = element("input", { type: "text", maxlength: "200", "aria-label": "Name of the conversation" });
     field.value = titleOf(conversation);
+    let over = false; // taking the field away is one more blur
     const done = (keep) => {
-      if (!field.isConnected) return;
+      if (over) return;
+      over = true;
       const title = field.value.trim();
       field.remove();
       this.actions.rename(conversation, keep && title ? title : conversation.title);
