@@ -86,7 +86,9 @@ def test_all_that_the_page_names_is_there_and_nothing_is_elsewhere():
         named = re.findall(r'(?:href|src)="page/([^"]+)"', text) + re.findall(r'from "\./([^"]+)"', text)
         assert set(named) <= set(assets()), name
         assert not re.findall(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", text), name
-        elsewhere = re.findall(r"(?:https?:)?//[a-z0-9]+\.[a-z.]+[^\s\"]*", text.replace("http://www.w3.org/2000/svg", ""))
+        elsewhere = re.findall(
+            r"(?:https?:)?//[a-z0-9]+\.[a-z.]+[^\s\"]*", text.replace("http://www.w3.org/2000/svg", "")
+        )
         assert not elsewhere, name
         assert text.count("\n") < 350, name
 
@@ -310,6 +312,7 @@ def test_a_phone_has_room_for_it(browser: "Browser", talking: Served):
     assert not new.is_visible()
     chat.page.get_by_role("button", name="Conversations").click()
     assert new.is_visible()
+    assert new.evaluate("(button) => document.activeElement === button")
     assert chat.page.evaluate(fits)
     chat.page.keyboard.press("Escape")
     new.wait_for(state="hidden")
