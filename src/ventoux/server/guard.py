@@ -105,7 +105,7 @@ class Guard:
                 401,
                 "expected an API key, as `Authorization: Bearer KEY`, found none that is known",
                 code="invalid_api_key",
-                headers={"WWW-Authenticate": 'Basic realm="ventoux", charset="UTF-8"'} if path == "/" else None,
+                headers={"WWW-Authenticate": 'Basic realm="ventoux", charset="UTF-8"'} if of_page(path) else None,
             )
 
     def _same_origin(self, origin: str, headers: Headers) -> bool:
@@ -135,6 +135,11 @@ class Guard:
             return message
 
         return receiving
+
+
+def of_page(path: str) -> bool:
+    """Whether a browser asks for it that shows the chat page: it asks for a password then, and sends it with the rest."""
+    return path == "/" or path.startswith("/page/")
 
 
 def known(authorization: str, x_api_key: str, keys: tuple[str, ...]) -> bool:
