@@ -157,6 +157,17 @@ def write(event: str, **fields: Any) -> None:
     log.info(json.dumps({"time": round(time.time(), 3), "event": event, **fields}, ensure_ascii=True, default=str))
 
 
+class JsonLines(logging.Formatter):
+    """Every line of the log as JSON: what `write` wrote as it is, and what others say in fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name == log.name and record.levelno == logging.INFO:
+            return record.getMessage()
+        said = {"time": round(record.created, 3), "event": record.levelname.lower(), "logger": record.name}
+        trace = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
+        return json.dumps({**said, "message": record.getMessage(), **trace})
+
+
 def noted(scope: Mapping[str, Any], **fields: Any) -> None:
     """Have these fields in the request's line of the log."""
     scope["state"]["log"].update(fields)
