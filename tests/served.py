@@ -14,6 +14,7 @@ from ventoux.model import Mistral
 from ventoux.server import Settings
 from ventoux.server.app import create_app
 from ventoux.server.service import Service
+from ventoux.server.tracing import Tracing
 
 
 @dataclass
@@ -35,11 +36,19 @@ class Served:
 
 
 @contextmanager
-def served(load: Callable[[], Mistral], *, wait: bool = True, **settings: Any) -> Iterator[Served]:
+def served(
+    load: Callable[[], Mistral], *, wait: bool = True, tracing: Tracing | None = None, **settings: Any
+) -> Iterator[Served]:
     """Start a server and stop it. `wait` until the model is loaded; settings are those of `Settings`."""
     service = Service(Settings(**{"aliases": ("tiny",), **settings}), load)
     config = uvicorn.Config(
-        create_app(service), host="127.0.0.1", port=0, http="h11", ws="none", lifespan="on", log_config=None
+        create_app(service, tracing=tracing),
+        host="127.0.0.1",
+        port=0,
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)

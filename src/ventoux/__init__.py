@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from ventoux import chat, tokenizer
     from ventoux.conversion import convert
     from ventoux.engine import Completion, Finished, Token
-    from ventoux.model import Mistral, load
+    from ventoux.loading import load
+    from ventoux.model import Mistral
 
     __version__: str
 
@@ -67,7 +68,7 @@ _HOMES = {
     "Mistral": "ventoux.model",
     "Token": "ventoux.engine",
     "convert": "ventoux.conversion",
-    "load": "ventoux.model",
+    "load": "ventoux.loading",
 }
 
 

@@ -4,23 +4,21 @@ import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from ventoux.backends import choose, compute_with
 from ventoux.batch import Backend, Float32
 from ventoux.checkpoint import Checkpoint
 from ventoux.config import ModelConfig
-from ventoux.decoding import SamplingParams
+from ventoux.decoding import Grammars, SamplingParams
 from ventoux.engine import Completion, Engine, Event, Finished, Request, Token, embed, logits
-from ventoux.errors import ChatError, RequestError, TokenizerError, shown
+from ventoux.errors import ChatError, RequestError, TokenizerError
 from ventoux.tokenizer import Tokenizer
-from ventoux.vocabulary import check_same_vocabulary, texts
 
 if TYPE_CHECKING:
     from ventoux.chat import ChatFormat
@@ -28,16 +26,17 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 
 _PARAMETERS = [field.name for field in fields(SamplingParams)]
+_SHAPES = ("json_schema", "regex", "grammar")  # at most one of them, as `Grammars.one_of` takes it
 _CHUNK = 512  # tokens of one forward pass
-_MAX_THREADS = 1024
 
 
 class Mistral:
     """A model that is ready to run: a backend, perhaps a tokenizer and a chat format, and one engine around them.
 
-    Keyword arguments of the methods that generate are the fields of `ventoux.decoding.SamplingParams`; others are a
-    RequestError. All of them may be called from several threads, and streams may be read in turns: what is asked for at
-    the same time runs as one batch.
+    Keyword arguments of the methods that generate are the fields of `ventoux.decoding.SamplingParams`, and one of
+    json_schema, regex and grammar, which the text is held to (see `ventoux.decoding.Grammars`); others are a
+    RequestError. All of them may be called from several threads, and streams may be read in turns: what is asked for
+    at the same time runs as one batch.
     """
 
     def __init__(
@@ -94,6 +93,11 @@ class Mistral:
         """An engine of its own around the model, for who steps it himself; `settings` are Engine's."""
         return Engine(self.backend, self._tokenizer, speculates=self._speculation, draft=self._draft, **settings)
 
+    @cached_property
+    def grammars(self) -> Grammars:
+        """Makes constraints for `Request`. Raises MissingExtraError without the extra [grammar]."""
+        return Grammars(self.tokenizer, end_ids={*self.config.eos_ids, *self.tokenizer.end_ids})
+
     @overload
     def generate(self, prompt: str | list[int], **params: Any) -> Completion: ...
     @overload
@@ -105,11 +109,12 @@ class Mistral:
 
         A prompt is text, which gets the BOS that the model wants, or ids, taken as they are. Raises RequestError for a
         parameter out of range, PromptTooLongError when prompt and answer do not fit into the context, TokenizerError
-        for text without a tokenizer, GenerationError when the model's logits are not numbers, OutOfMemoryError.
-        `adapter` names a LoRA adapter that was loaded; each call may have another.
+        for text without a tokenizer, GrammarError for what the text cannot be held to, GenerationError when the model's
+        logits are not numbers, OutOfMemoryError. `adapter` names a LoRA adapter that was loaded; each call may have
+        another.
         """
-        sampling = _sampling(params)
-        completions = self._complete([Request(ids, sampling, adapter=adapter) for ids in self._all_ids(prompt)])
+        request = self._request([], params, adapter=adapter)
+        completions = self._complete([replace(request, prompt=ids) for ids in self._all_ids(prompt)])
         return completions if _several(prompt) else completions[0]
 
     def stream(
@@ -119,7 +124,7 @@ class Mistral:
 
         Leaving the loop, or closing the iterator, cancels the request and frees its cache.
         """
-        return self._stream(Request(self._ids(prompt), _sampling(params), adapter=adapter))
+        return self._stream(self._request(self._ids(prompt), params, adapter=adapter))
 
     def chat(
         self,
@@ -200,7 +205,16 @@ class Mistral:
     ) -> Request:
         ids = self.chat_format.encode(messages, tokenizer=self.tokenizer, tools=tools, safe_prompt=safe_prompt)
         continues = bool(messages[-1].get("prefix"))  # an assistant's message that the model is to finish
-        return Request(ids, _sampling(params), continues=continues, adapter=adapter)
+        return self._request(ids, params, continues=continues, adapter=adapter)
+
+    def _request(
+        self, ids: Sequence[int], params: dict[str, Any], *, continues: bool = True, adapter: str | None
+    ) -> Request:
+        shape = {name: params.pop(name, None) for name in _SHAPES}
+        sampling = _sampling(params)
+        given = any(value is not None for value in shape.values())
+        constraint = self.grammars.one_of(**shape) if given else None
+        return Request(ids, sampling, continues, adapter=adapter, constraint=constraint)
 
     def _complete(self, requests: Sequence[Request]) -> list[Completion]:
         events: list[list[Event]] = [[] for _ in requests]
@@ -277,73 +291,7 @@ def _several(prompt: Any) -> bool:
 def _sampling(params: dict[str, Any]) -> SamplingParams:
     unknown = sorted(params.keys() - set(_PARAMETERS))
     if unknown:
-        raise RequestError(f"unknown parameter(s) {', '.join(unknown)}; known are {', '.join(_PARAMETERS)}")
+        raise RequestError(
+            f"unknown parameter(s) {', '.join(unknown)}; known are {', '.join([*_PARAMETERS, *_SHAPES])}"
+        )
     return SamplingParams(**params)
-
-
-def load(
-    path: str | Path | None = None,
-    *,
-    backend: Literal["cpu", "pytorch"] = "cpu",
-    device: str | None = None,
-    dtype: Literal["fp32", "bf16", "fp16"] | None = None,
-    window: int | Literal["off"] | None = None,
-    threads: int | None = None,
-    compute: Literal["auto", "mixed", "int16", "f32"] = "auto",
-    kv_cache_dtype: Literal["auto", "f32", "f16", "int8"] = "auto",
-    chat_format: str | None = None,
-    speculation: bool = True,
-    draft_model: str | Path | None = None,
-    adapters: Mapping[str, str | Path] | None = None,
-) -> Mistral:
-    """A model from a folder (raw or Hugging Face), a .gguf file, an alias or a hub id; None is the default model.
-
-    backend      "cpu" for our own kernels, "pytorch" for torch (the extra [torch])
-    device       pytorch's: "cpu", "cuda", "cuda:1", "mps"; None is "cpu"
-    dtype        pytorch's: "fp32", "bf16" or "fp16"; None is fp32 on a CPU and bf16 elsewhere
-    window       keys that a query sees, "off" for all of them; None is what the checkpoint says
-    threads      of the kernels, or of torch in the whole process; None is one for each physical core, or torch's choice
-    compute      the kernels': activations in 8 bits and in 16 where it matters ("mixed"), in 16 ("int16"), in float32
-                 ("f32"); "auto" suits the checkpoint
-    kv_cache_dtype  the kernels': keys and values in "f32", "f16" or "int8"; "auto" is f32 beside f32, else f16
-    chat_format  "v1", "v2", "v3", "v7", or "template"; None is what the checkpoint wants
-    speculation  guess what the text repeats, and check several tokens at once where that is faster: the same text
-    draft_model  a smaller model of the same vocabulary, named as `path`, which guesses the rest, while that is faster
-    adapters     LoRA adapters that requests may choose: names -> folders as PEFT saves them
-
-    Raises RequestError, MissingExtraError, CheckpointError, ConfigError, TokenizerError, ChatError, DownloadError or
-    OutOfMemoryError, which say what was found and what to do. A checkpoint without a tokenizer loads: ids and logits
-    work, text is a TokenizerError.
-    """
-    from ventoux import checkpoint
-    from ventoux.checkpoint import pull
-
-    if threads is not None and (type(threads) is not int or not 1 <= threads <= _MAX_THREADS):
-        raise RequestError(f"threads must be a whole number from 1 to {_MAX_THREADS}, found {threads!r}")
-    if compute not in ("auto", "mixed", "int16", "f32"):
-        raise RequestError(f"compute must be auto, mixed, int16 or f32, found {shown(compute)}")
-    if kv_cache_dtype not in ("auto", "f32", "f16", "int8"):
-        raise RequestError(f"kv_cache_dtype must be auto, f32, f16 or int8, found {shown(kv_cache_dtype)}")
-    if draft_model is not None and (backend != "cpu" or not speculation):
-        raise RequestError("draft_model needs the cpu backend and speculation, which check what it guesses")
-    kernels = {"compute": compute, "kv_cache_dtype": kv_cache_dtype}
-    make = choose(backend, kernels, device=device, dtype=dtype, threads=threads)  # before anything is fetched
-    found = checkpoint.read(pull.resolve(None if path is None else str(path)))
-    config = found.config
-    if window is not None:
-        config = config.with_window(None if window == "off" else window)
-    tokenizer, template = texts(found)
-    draft = None
-    if draft_model is not None:
-        smaller = checkpoint.read(pull.resolve(str(draft_model)))
-        check_same_vocabulary(smaller, found, tokenizer)  # before the weights, which take longer
-        draft = compute_with(make, smaller, smaller.config)
-    return Mistral(
-        compute_with(make, found, config, adapters=adapters),
-        tokenizer=tokenizer,
-        template=template,
-        chat_format=chat_format,
-        checkpoint=found,
-        speculation=speculation,
-        draft=draft,
-    )

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ventoux.chat import mistral
-from ventoux.chat.messages import parse, with_guardrail
+from ventoux.chat.answers import MISTRAL, AnswerReader, CallStyle, style_of
+from ventoux.chat.messages import parse, parse_tools, with_guardrail
 from ventoux.errors import ChatError
 from ventoux.tokenizer.base import Tokenizer
 
@@ -22,6 +23,30 @@ class ChatFormat:
     template: str | None
     reason: str
 
+    @property
+    def call_style(self) -> CallStyle | None:
+        """How models of this format write calls of tools, None when it has no tools."""
+        if self.version != "template":
+            return None if self.version == "v1" else MISTRAL
+        return style_of(self.template or "")
+
+    def reader(self, tools: Sequence[Mapping[str, Any]] | None = None, *, tokenizer: Tokenizer) -> AnswerReader:
+        """What tells an answer's text and its calls of `tools` apart; without tools all of it is text.
+
+        Raises ChatError for tools in a format that has none.
+        """
+        style = self._style_for(tools)
+        names = [tool["function"]["name"] for tool in parse_tools(tools)]
+        return AnswerReader(style, names, marker_id=tokenizer.control_id(style.marker) if style else None)
+
+    def _style_for(self, tools: Sequence[Mapping[str, Any]] | None) -> CallStyle | None:
+        if not tools:
+            return None
+        if self.call_style is None:
+            other = "a model whose template has tools" if self.version == "template" else "tokenizer v2 or later"
+            raise ChatError(f"chat format {self.version} of this model has no tools; use {other}, or leave them out")
+        return self.call_style
+
     def encode(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -33,6 +58,7 @@ class ChatFormat:
         """Ids of a conversation that the model is to answer: one that ends with an assistant's message is refused,
         unless that message has `"prefix": true` and is to be continued."""
         last = parse(messages)[-1]
+        self._style_for(tools)
         if last.role == "assistant" and not last.prefix:
             raise ChatError(
                 f'message {last.index}: expected a user or tool message last, found assistant; add "prefix": true to'

@@ -139,17 +139,23 @@ def add_generate(add: Add) -> None:
         default=argparse.SUPPRESS,
         help="with --json: log-probabilities, of the K likeliest too",
     )
+    shape = flags.add_mutually_exclusive_group()
+    shape.add_argument("--json-schema", metavar="FILE", help="the text is JSON, valid by the schema in this file")
+    shape.add_argument("--regex", metavar="PATTERN", help="the text matches this regular expression as a whole")
     add_json(flags)
 
 
 def generate(args: Namespace) -> None:
-    from ventoux.cli.generate import generate, read_text
+    from ventoux.cli.generate import generate, read_schema, read_text
 
     checked = sampling(args)
     if "logprobs" in checked and not args.json:
         raise UsageError("--logprobs needs --json")
+    schema = None if args.json_schema is None else read_schema(args.json_schema)
     prompt = read_text(args.prompt)
-    generate(load(args), prompt, as_json=args.json, adapter=args.adapter, **checked)
+    generate(
+        load(args), prompt, as_json=args.json, json_schema=schema, regex=args.regex, adapter=args.adapter, **checked
+    )
 
 
 def add_serve(add: Add) -> None:

@@ -3,10 +3,11 @@
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ventoux.engine import Finished, Token
-from ventoux.errors import RequestError
+from ventoux.errors import RequestError, shown
 from ventoux.model import Mistral
 
 
@@ -17,6 +18,19 @@ def read_text(argument: str | None) -> str:
     if sys.stdin.isatty():
         raise RequestError("expected a text as argument or on standard input, found neither; see --help")
     return sys.stdin.read().removesuffix("\n")
+
+
+def read_schema(path: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises RequestError when there is none."""
+    try:
+        schema = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise RequestError(f"{path}: expected a JSON schema, it cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path}: expected a JSON schema, found no JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise RequestError(f"{path}: expected a JSON schema, an object, found {shown(schema)}")
+    return schema
 
 
 def generate(model: Mistral, prompt: str, *, as_json: bool, **sampling: Any) -> None:

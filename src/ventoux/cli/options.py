@@ -6,7 +6,7 @@ argparse, because it costs 20 ms of a start in which the model answers within a 
 import argparse
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ventoux.errors import RequestError, shown
@@ -99,9 +99,13 @@ def adapter_flag() -> ArgumentParser:
     return flags
 
 
-def load(args: Namespace, *, name: str | None = None) -> "Mistral":
-    """The model that the flags mean; `name` stands for --model where a command takes it as an argument."""
-    from ventoux.model import load
+def load(args: Namespace, *, name: str | None = None, adapters: Mapping[str, str] | None = None) -> "Mistral":
+    """The model that the flags mean, with LoRA adapters by name; `name` stands for --model where a command takes it as
+    an argument."""
+    from ventoux.loading import load
+
+    if (adapter := getattr(args, "adapter", None)) is not None:
+        adapters = {adapter: adapter}
 
     if name is not None and args.model is not None:
         raise UsageError(f"the model is named twice, {shown(name)} and {shown(args.model)}; name it once")
@@ -118,7 +122,7 @@ def load(args: Namespace, *, name: str | None = None) -> "Mistral":
             chat_format=getattr(args, "chat_format", None),
             speculation=not args.no_speculation,
             draft_model=getattr(args, "draft_model", None),
-            adapters=None if getattr(args, "adapter", None) is None else {args.adapter: args.adapter},
+            adapters=adapters,
         )
     except RequestError as error:  # what is wrong with a file has errors of its own
         raise wrong_flag(error, ("threads", "compute", "kv_cache_dtype", "device", "dtype", "draft_model")) from error

@@ -1,5 +1,6 @@
 """`serve`: flags and files become settings; the server does the rest."""
 
+import argparse
 import logging
 import os
 import sys
@@ -64,12 +65,31 @@ def serve_flags(flags: ArgumentParser) -> None:
         metavar="N",
         help="memory for keys and values of ended texts, for those that begin alike (default: 1024; 0 is off)",
     )
-    flags.add_argument("--log-prompts", action="store_true", help="have the log hold what is asked and answered")
+    adapters = flags.add_argument_group("LoRA adapters")
+    adapters.add_argument(
+        "--adapter",
+        action="append",
+        type=adapter,
+        default=[],
+        dest="adapters",
+        metavar="NAME=FOLDER",
+        help="an adapter as PEFT saves it, which requests call as a model by this name; repeatable",
+    )
+    adapters.add_argument("--adapters-folder", metavar="FOLDER", help="where /admin/adapters may find others, by name")
+    flags.add_argument(
+        "--log-prompts", action="store_true", help="have the log hold what is asked, which it does not otherwise"
+    )
+
+
+def adapter(text: str) -> tuple[str, str]:
+    """poet=/adapters/poet -> ("poet", "/adapters/poet")"""
+    name, equals, folder = text.partition("=")
+    if not (name and equals and folder):
+        raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, found {text!r}")
+    return name, folder
 
 
 def port(text: str) -> int:
-    import argparse
-
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, found {text!r}")
     return int(text)
@@ -88,6 +108,9 @@ def serve(args: Namespace) -> None:
         raise UsageError("--tls-cert and --tls-key belong together; give both")
     if args.prefix_cache_mb < 0:
         raise UsageError(f"--prefix-cache-mb must be at least 0, found {args.prefix_cache_mb}")
+    adapters = dict(args.adapters)
+    if len(adapters) < len(args.adapters) or any(alias in adapters for alias in args.alias or ()):
+        raise UsageError("--adapter: two models have the same name; give each its own")
     settings = Settings(
         aliases=tuple(args.alias or [name_of(args.name or args.model)]),
         api_keys=keys(args.api_key_file, KEYS),
@@ -99,6 +122,7 @@ def serve(args: Namespace) -> None:
         token_budget=args.token_budget,
         timeout_s=args.timeout,
         prefix_bytes=args.prefix_cache_mb << 20,
+        adapters_folder=folder(args.adapters_folder),
         log_prompts=args.log_prompts,
     )
     lines = logging.StreamHandler(sys.stderr)
@@ -108,7 +132,19 @@ def serve(args: Namespace) -> None:
     if settings.allowed_hosts is None and not settings.api_keys:
         say(f"warning: anyone who reaches {args.host} may ask; --api-key-file or ${KEYS} has them bring a key")
     tls = {"ssl_certfile": args.tls_cert, "ssl_keyfile": args.tls_key} if args.tls_cert else {}
-    run(Service(settings, lambda: load(args, name=args.name)), host=args.host, port=args.port, tls=tls)
+    run(
+        Service(settings, lambda: load(args, name=args.name, adapters=adapters)),
+        host=args.host,
+        port=args.port,
+        tls=tls,
+    )
+
+
+def folder(name: str | None) -> Path | None:
+    """A folder that is there; None for none."""
+    if name is not None and not Path(name).is_dir():
+        raise VentouxError(f"{name}: expected a folder of adapters, found none")
+    return None if name is None else Path(name)
 
 
 def name_of(model: str | None) -> str:

@@ -1,17 +1,19 @@
 """What a text has to look like: a JSON schema, a regular expression or a grammar, as a mask of ids in every step.
 
-The automata are llguidance's (the extra [grammar]); which bytes a token stands for, and what is too large, are said here.
+The automata are llguidance's (the extra [grammar]); which bytes a token stands for, and what is too large, is said
+here.
 """
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ventoux.decoding.schema import check_grammar, check_schema
-from ventoux.errors import GenerationError, GrammarError, MissingExtraError, TokenizerError
+from ventoux.errors import GenerationError, GrammarError, MissingExtraError, RequestError, TokenizerError
 from ventoux.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ _OPTIONS = {
     "coerce_one_of": False,
     "lenient": False,
 }
-_LIMITS = {
+_LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 1_000_000,  # some 20 ms
     "step_lexer_fuel": 200_000,  # some 15 ms of one step
     "step_max_items": 50_000,  # some 3 ms of one step
@@ -36,6 +38,9 @@ _LIMITS = {
     "max_grammar_size": 100_000,  # symbols
     "verbose_errors": False,  # which would tell what was written so far
 }
+# An ambiguous grammar takes 50 ms and more of every step, which everybody waits for, and no limit of the library's sees
+# it. A schema takes 0.3 ms.
+_SECONDS, _SECONDS_OF_A_STEP = 2.0, 0.02
 
 
 class Constraint:
@@ -45,6 +50,7 @@ class Constraint:
         """`matcher` expects a space before the text where `space`, the id of one, is given: see Grammars."""
         self._matcher = matcher
         self._space = space
+        self._seconds = _SECONDS  # that this text may still take
 
     def begin(self, *, continues: bool) -> "Constraint":
         """A copy for one text: one that goes on where the prompt ends, or a text of its own."""
@@ -54,7 +60,9 @@ class Constraint:
         return copy
 
     def copy(self) -> "Constraint":
-        return Constraint(self._matcher.deep_copy(), space=self._space)
+        twin = Constraint(self._matcher.deep_copy(), space=self._space)
+        twin._seconds = self._seconds
+        return twin
 
     @property
     def complete(self) -> bool:
@@ -66,8 +74,14 @@ class Constraint:
 
         Raises GenerationError when the grammar takes too long over this text.
         """
+        begun = perf_counter()
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
+        self._seconds -= perf_counter() - begun - _SECONDS_OF_A_STEP
+        if self._seconds < 0:
+            raise GenerationError(
+                f"the grammar takes more than {1000 * _SECONDS_OF_A_STEP:.0f} ms a token; make it less ambiguous"
+            )
         mask = np.zeros(size, bool)  # a model may have more ids than its tokenizer: no token, never allowed
         known = np.unpackbits(bits, bitorder="little", count=min(size, 8 * len(bits)))
         mask[: len(known)] = known
@@ -106,10 +120,27 @@ class Grammars:
         self._limits = llguidance.LLParserLimits(**_LIMITS)
         vocabulary = _Vocabulary(tokenizer, tokenizer.end_ids if end_ids is None else end_ids)
         self._space = vocabulary.space
+        self.spaced = vocabulary.space is not None  # whether a text of its own begins with a space
+        self.control_id = tokenizer.control_id
         self._tokenizer = llguidance.LLTokenizer(
             llguidance.TokenizerWrapper(vocabulary), eos_token=vocabulary.ends, n_vocab=len(vocabulary.tokens)
         )
         vocabulary.greedy = self._tokenizer.greedy_tokenize
+
+    def one_of(
+        self, *, json_schema: Mapping[str, Any] | None = None, regex: str | None = None, grammar: str | None = None
+    ) -> Constraint | None:
+        """The constraint of whichever is given, None for none; RequestError for several."""
+        given = [each for each in (json_schema, regex, grammar) if each is not None]
+        if len(given) > 1:
+            raise RequestError(
+                f"expected one of json_schema, regex and grammar, found {len(given)}; leave out the others"
+            )
+        if json_schema is not None:
+            return self.json_schema(json_schema)
+        if regex is not None:
+            return self.regex(regex)
+        return None if grammar is None else self.lark(grammar)
 
     def json_object(self) -> Constraint:
         """Any JSON object."""
@@ -177,9 +208,8 @@ class _Vocabulary:
         self.special_token_ids = sorted({*names, *self.ends})
         self.greedy: Any = lambda text: []
         self._encode = tokenizer.encode
-        self.space = next((i for i, each in enumerate(self.tokens) if each == b" "), None)
-        if self.space is not None and tokenizer.decode([self.space]):  # shown: no space is put before a text
-            self.space = None
+        spaces = [i for i, each in enumerate(self.tokens) if each == b" "]
+        self.space = next((i for i in spaces if tokenizer.decode([i]) == ""), None)  # else none is put before a text
 
     def __call__(self, data: bytes) -> list[int]:
         """Ids that spell the bytes in the middle of a text, as the tokenizer would cut them.

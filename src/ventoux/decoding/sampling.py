@@ -1,7 +1,8 @@
 """Logits -> the next token.
 
-The order, as transformers' and vLLM's: bias and penalties, what a grammar forbids, temperature, top_k, top_p, min_p, and one draw from what is
-left. Equally likely tokens stay or go together, so that what survives does not depend on how a sort breaks ties.
+The order, as transformers' and vLLM's: bias and penalties, what a grammar forbids, temperature, top_k, top_p, min_p,
+and one draw from what is left. Equally likely tokens stay or go together, so that what survives does not depend on how
+a sort breaks ties.
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
 """What a JSON schema or a grammar from a stranger may be, checked before a library goes into it.
 
-llguidance bounds its own work, but not all of it: it follows references and rules by recursion, so that a few thousand of
-them in a chain overflow the stack and end the process; and a `multipleOf` is a division automaton with that many states.
+llguidance bounds its own work, but not all of it: it follows references and rules by recursion, so that a few thousand
+of them in a chain overflow the stack and end the process; and a `multipleOf` is an automaton with that many states.
 """
 
 import json
@@ -14,6 +14,7 @@ from ventoux.errors import GrammarError, shown
 MAX_BYTES = 65_536  # of a schema
 MAX_DEPTH = 64  # of a schema's JSON
 MAX_LEVELS = 400  # of a schema and all that it refers to, one in the other; 900 overflow a stack of 8 MiB
+MAX_PROPERTIES = 400  # of one object: 500 that may be left out are more than one state may hold
 MAX_STATES = 10_000  # of a multipleOf; a million take ten seconds
 MAX_GRAMMAR = 16_384  # bytes of a regular expression or grammar
 MAX_LINES = 500  # of a grammar; 6,000 overflow the stack
@@ -41,6 +42,8 @@ def check_schema(schema: Any) -> dict[str, Any]:
             " refer to fewer definitions"
         )
     for node in _objects(schema):
+        if len(node) > MAX_PROPERTIES:
+            raise GrammarError(f"a JSON schema may have {MAX_PROPERTIES} properties in one object, found {len(node)}")
         _check_multiple(node.get("multipleOf"))
         if node is not schema and isinstance(node.get("$id"), str):  # "#/..." would mean something else inside
             raise GrammarError("a JSON schema may have an $id at its top only, found one inside; leave it out")
@@ -120,4 +123,6 @@ def _check_multiple(multiple: Any) -> None:
         assert isinstance(exponent, int)
         if int("".join(map(str, digits))) * 10 ** max(exponent, 0) <= MAX_STATES:
             return
-    raise GrammarError(f"multipleOf may be {MAX_STATES} at most, digits behind the point included, found {multiple:.17g}")
+    raise GrammarError(
+        f"multipleOf may be {MAX_STATES} at most, digits behind the point included, found {shown(multiple)}"
+    )

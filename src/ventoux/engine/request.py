@@ -82,8 +82,8 @@ class Guesses:
 class Finished:
     """The last event of a request.
 
-    reason is "stop" (end of sequence, a stop id, a stop string, or nothing that the constraint allows), "length" (max_tokens, or the end of the context),
-    "cancelled", or "error", with the exception in `error`. text is what had been held back.
+    reason is "stop" (end of sequence, a stop id, a stop string, or the constraint's end), "length" (max_tokens, or the
+    end of the context), "cancelled", or "error", with the exception in `error`. text is what had been held back.
     """
 
     reason: Reason

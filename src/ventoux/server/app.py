@@ -16,11 +16,13 @@ from starlette.types import ASGIApp
 from ventoux.errors import VentouxError
 from ventoux.server.errors import HttpError, as_http, of_validation, response_of
 from ventoux.server.guard import Guard
-from ventoux.server.routes import generation, status, tokens
+from ventoux.server.routes import admin, embeddings, generation, status, tokens
 from ventoux.server.service import Service
+from ventoux.server.tracing import Tracing
 from ventoux.server.wire.shared import ErrorBody
 
 ABOUT = "Mistral 7B and its relatives, over the OpenAI and Mistral APIs."
+_METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 # What any route may answer beside its success.
 _FAILURES: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorBody, "description": about}
@@ -37,20 +39,24 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(service: Service) -> ASGIApp:
+def create_app(service: Service, *, tracing: Tracing | None = None) -> ASGIApp:
     """The server as an ASGI application. It starts loading the model when it is started itself."""
     settings = service.settings
     app = FastAPI(
         title="Ventoux", summary=ABOUT, version=version("ventoux"), lifespan=_living(service), responses=_FAILURES
     )
     app.state.service = service
-    for routes in (generation, tokens, status):
+    for routes in (generation, embeddings, tokens, status, admin):
         app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(VentouxError, _failed)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(Exception, _broken)
-    guarded: ASGIApp = Guard(app, settings, lambda *labels: service.metrics.http.labels(*map(str, labels)).inc())
+
+    def counted(method: str, route: str, status: int) -> None:
+        service.metrics.http.labels(method if method in _METHODS else "other", route, str(status)).inc()
+
+    guarded: ASGIApp = Guard(app, settings, counted=counted, tracing=tracing)
     if settings.origins:
         guarded = CORSMiddleware(
             guarded, allow_origins=settings.origins, allow_methods=["GET", "POST"], allow_headers=["*"]

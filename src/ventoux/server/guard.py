@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ventoux.server.errors import HttpError, response_of
 from ventoux.server.settings import Settings
+from ventoux.server.tracing import Tracing
 
 log = logging.getLogger("ventoux.server")
 
@@ -33,10 +34,19 @@ _BODY_SECONDS = 60.0  # for a body to arrive
 class Guard:
     """Refuses what may not come in, and writes a line of the log for each request."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, counted: Callable[[str, str, int], None]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        *,
+        counted: Callable[[str, str, int], None],
+        tracing: Tracing | None = None,
+    ) -> None:
+        """`counted` is told of each answer's method, route and status."""
         self._app = app
         self._settings = settings
         self._counted = counted
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,7 +57,8 @@ class Guard:
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else token_hex(8)
         scope["state"] = {**scope.get("state", {}), "request_id": request_id, "log": {}}
-        status, started = 500, False
+        status, started = 499, False  # until there is an answer: the client may leave before
+        span = self._tracing.begin(scope["method"], headers) if self._tracing else None
 
         async def sending(message: Message) -> None:
             nonlocal status, started
@@ -60,22 +71,16 @@ class Guard:
             self._check(scope["path"], headers, scope["method"])
             await self._app(scope, self._bounded(headers, receive), sending)
         except HttpError as error:
-            if not started:
-                await response_of(error)(scope, receive, sending)
+            await response_of(error)(scope, receive, sending)
         except Exception:  # one request's end, not the server's
             log.exception("request %s failed", request_id)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self._counted(scope["method"], route, status)
-            write(
-                "request",
-                request_id=request_id,
-                method=scope["method"],
-                path=scope["path"],
-                status=status if started else 499,  # the client left before there was an answer
-                seconds=round(time.monotonic() - begun, 4),
-                **scope["state"]["log"],
-            )
+            method, route = scope["method"], getattr(scope.get("route"), "path", "other")
+            said = {"request_id": request_id, "method": method, "status": status, **scope["state"]["log"]}
+            self._counted(method, route, status)
+            write("request", path=scope["path"], seconds=round(time.monotonic() - begun, 4), **said)
+            if self._tracing:
+                self._tracing.end(span, route=route, **said)
 
     def _check(self, path: str, headers: Headers, method: str) -> None:
         settings = self._settings

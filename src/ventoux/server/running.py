@@ -15,6 +15,7 @@ import uvicorn
 from ventoux.errors import VentouxError
 from ventoux.server.app import create_app
 from ventoux.server.service import Service
+from ventoux.server.tracing import from_environment
 
 _MAX_HEADER_BYTES = 64 << 10
 _FETCH_SECONDS = 30  # for clients to take the rest of their answers, once all is computed and the server is to end
@@ -34,7 +35,7 @@ def serve(service: Service, *, host: str, port: int, tls: dict[str, Any]) -> Non
     """
     sys.setswitchinterval(_SWITCH_SECONDS)
     config = uvicorn.Config(
-        create_app(service),
+        create_app(service, tracing=from_environment()),
         http="h11",  # which has a limit on headers
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         ws="none",

@@ -1,23 +1,28 @@
 """The model behind the routes: loaded once, stepped on one thread, its events brought to the event loop."""
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
+from ventoux.decoding import Constraint
 from ventoux.engine import Engine, Event, Finished, Request, Token
 from ventoux.engine.worker import Worker
-from ventoux.errors import BusyError, VentouxError
+from ventoux.errors import BusyError
 from ventoux.model import Mistral
 from ventoux.server.errors import HttpError
 from ventoux.server.metrics import Metrics
 from ventoux.server.settings import Settings
 
+Result = TypeVar("Result")
 State = Literal["loading", "ready", "failed", "draining"]
 Batch = list[tuple[int, Event]]
+
+_CONSTRAINTS = 64  # compiled ones that are kept
 
 
 @dataclass
@@ -38,12 +43,15 @@ class Service:
         self.started = int(time.time())
         self.state: State = "loading"
         self.metrics = Metrics(lambda: self)
-        self.failure: VentouxError | None = None
+        self.failure: Exception | None = None
         self._load = load
         self._model: Mistral | None = None
         self._engine: Engine | None = None
         self._worker: Worker | None = None
         self._tickets: dict[int, _Ticket] = {}
+        self._aside = asyncio.Semaphore(1)  # around work beside the engine's, which takes its time
+        self._waiting_aside = 0
+        self._constraints: dict[tuple[str, str], Constraint] = {}
         self._seconds = 1.0  # that a request has taken lately, for Retry-After
 
     async def start(self) -> None:
@@ -51,7 +59,7 @@ class Service:
         self._loop = asyncio.get_running_loop()
         try:
             self._model = await asyncio.to_thread(self._load)
-        except VentouxError as error:
+        except Exception as error:
             self.failure, self.state = error, "failed"
             return
         settings = self.settings
@@ -98,6 +106,42 @@ class Service:
         """Requests that run, and that wait, about."""
         alive = self._worker.alive if self._worker else 0
         return min(alive, self.settings.max_running), max(0, alive - self.settings.max_running)
+
+    async def constraint(self, kind: Literal["json_schema", "regex", "lark"], text: str) -> Constraint:
+        """What answers have to look like by a schema, a pattern or a grammar; the last ones are kept.
+
+        Raises GrammarError, and MissingExtraError without the library.
+        """
+        if found := self._constraints.get((kind, text)):
+            return found
+        async with self.aside():
+            made = await asyncio.to_thread(self._compiled, kind, text)
+        if len(self._constraints) >= _CONSTRAINTS:
+            self._constraints.pop(next(iter(self._constraints)), None)
+        self._constraints[kind, text] = made
+        return made
+
+    def _compiled(self, kind: str, text: str) -> Constraint:
+        grammars = self.model.grammars
+        if kind == "json_schema":
+            return grammars.json_schema(json.loads(text))
+        return grammars.regex(text) if kind == "regex" else grammars.lark(text)
+
+    @asynccontextmanager
+    async def aside(self) -> AsyncIterator[None]:
+        """Wait for one's turn to do what the engine does not do; one at a time. Raises HttpError 429."""
+        if self._waiting_aside >= self.settings.max_waiting:
+            raise HttpError(429, "too many requests wait; try again later", headers={"Retry-After": "1"})
+        self._waiting_aside += 1
+        try:
+            async with self._aside:
+                yield
+        finally:
+            self._waiting_aside -= 1
+
+    async def call(self, function: Callable[[Engine], Result]) -> Result:
+        """Run a function on the engine between two steps."""
+        return await asyncio.wrap_future(self.worker.call(function))
 
     def submit(self, requests: Sequence[Request]) -> "Answer":
         """Queue requests that belong together -> where their events come. All of them are taken, or none.

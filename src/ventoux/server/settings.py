@@ -23,10 +23,9 @@ class Settings:
     max_body_bytes   of a request
     max_choices      answers that one request may ask for: n, times prompts
     prefix_bytes     of keys and values kept of texts that have ended, for those that begin alike
-    adapters         folders of LoRA adapters by the name that requests call them by
-    adapters_folder  where /admin/adapters finds others
+    adapters_folder  where /admin/adapters finds LoRA adapters, a folder each
     sessions_folder  where /admin/sessions keeps keys and values
-    log_prompts      whether the log holds what was asked and answered
+    log_prompts      whether the log holds what was asked
     """
 
     aliases: tuple[str, ...]

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from ventoux.engine import Event
 from ventoux.server.errors import as_http, body_of, to_json
+from ventoux.server.guard import noted
 from ventoux.server.service import Answer
 
 DONE = b"data: [DONE]\n\n"
@@ -34,6 +35,10 @@ class Form(Protocol):
         """The answer in one piece, after all events."""
         ...
 
+    def usage(self) -> dict[str, Any]:
+        """Tokens of what has finished."""
+        ...
+
 
 class Whole(Response):
     """The answer as one JSON object, once it is complete."""
@@ -48,6 +53,7 @@ class Whole(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if await while_connected(receive, self._collect):
+                count(scope, self._form)
                 body = to_json(self._form.whole())
                 headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
                 await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -87,6 +93,7 @@ class EventStream(Response):
         try:
             await while_connected(receive, write)
         finally:
+            count(scope, self._form)
             self._answer.close()
 
     async def _events(self) -> AsyncIterator[bytes]:
@@ -102,6 +109,13 @@ class EventStream(Response):
             yield written(self._form.end()) + DONE
         except Exception as error:
             yield written([body_of(as_http(error))])
+
+
+def count(scope: Scope, form: Form) -> None:
+    """Have the log hold how long the answer was."""
+    usage = form.usage()
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    noted(scope, completion_tokens=usage["completion_tokens"], cached_tokens=cached)
 
 
 def written(chunks: list[dict[str, Any]]) -> bytes:

@@ -70,10 +70,13 @@ async def fim(request: Request, body: FimBody) -> Response:
 
 def _head(service: Service, body: Sampled) -> dict[str, Any]:
     wants_usage = bool(body.stream_options and body.stream_options.include_usage)
-    return {"model": asking.named_model(service, body.model), "choices": body.n or 1, "wants_usage": wants_usage}
+    return {"model": asking.chosen(service, body.model).name, "choices": body.n or 1, "wants_usage": wants_usage}
 
 
 def _answer(request: Request, service: Service, body: Sampled, requests: list[Asked], form: Form) -> Response:
-    noted(request.scope, prompt_tokens=sum(len(each.prompt) for each in requests), choices=len(requests))
+    tokens, name = sum(len(each.prompt) for each in requests), asking.chosen(service, body.model).name
+    noted(request.scope, model=name, prompt_tokens=tokens, choices=len(requests))
+    if service.settings.log_prompts:
+        noted(request.scope, prompts=[service.model.tokenizer.decode(each.prompt) for each in requests])
     answer = service.submit(requests)
     return EventStream(answer, form) if body.stream else Whole(answer, form)

@@ -35,18 +35,22 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/v1/models", response_model=Models)
 async def models(request: Request) -> Json:
-    """The names that requests may call the model by."""
+    """The names that requests may call the model by, and its LoRA adapters."""
     service: Service = request.app.state.service
-    return Json({"object": "list", "data": [_model(service, name) for name in service.settings.aliases]})
+    return Json({"object": "list", "data": [_model(service, name) for name in _names(service)]})
 
 
 @router.get("/v1/models/{name:path}", response_model=None)
 async def model(request: Request, name: str) -> Json:
     """One of them."""
     service: Service = request.app.state.service
-    if name not in service.settings.aliases:
+    if name not in _names(service):
         raise HttpError(404, f"there is no model {name!r} here", code="model_not_found", param="model")
     return Json(_model(service, name))
+
+
+def _names(service: Service) -> tuple[str, ...]:
+    return (*service.settings.aliases, *service.model.adapters)
 
 
 def _model(service: Service, name: str) -> dict[str, object]:

@@ -16,7 +16,7 @@ async def tokenize(request: Request, body: TokenizeBody) -> Json:
     """Ids of a text, or of a conversation as the model would read it."""
     service: Service = request.app.state.service
     model = service.model
-    asking.named_model(service, body.model)
+    asking.chosen(service, body.model)
     if (body.content is None) == (body.messages is None):
         raise RequestError("expected content, a text, or messages, a conversation; give one of them")
     if body.messages is not None:
@@ -33,7 +33,7 @@ async def detokenize(request: Request, body: DetokenizeBody) -> Json:
     """The text of ids; control tokens have none."""
     service: Service = request.app.state.service
     model = service.model
-    asking.named_model(service, body.model)
+    asking.chosen(service, body.model)
     if wrong := [token for token in body.tokens if token >= model.tokenizer.vocab_size]:
         raise RequestError(f"tokens holds {wrong[0]}, but the vocabulary has {model.tokenizer.vocab_size}")
     return Json({"content": await asking.aside(model.tokenizer.decode, body.tokens)})
