@@ -17,8 +17,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from tiny import save_hf, tiny_model
-from tiny_tokenizer import VOCAB, tiny_tokenizer
 
 TEXT = "/v1/completions"
 SECRET = "the whale swims at midnight"
@@ -99,15 +97,6 @@ def running(*arguments: object, **environment: str) -> Iterator[Process]:
         yield process
     finally:
         process.close()
-
-
-@pytest.fixture(scope="module")
-def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model whose answers may take seconds: 32k tokens of context, so that a signal comes into their middle."""
-    folder = tmp_path_factory.mktemp("long")
-    save_hf(tiny_model(vocab_size=VOCAB, sliding_window=16, max_position_embeddings=32768), folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def long(tokens: int) -> dict:

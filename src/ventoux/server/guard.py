@@ -125,7 +125,8 @@ class Guard:
             if complete:
                 return await receive()  # the client leaving, some time
             try:
-                message = await asyncio.wait_for(receive(), _BODY_SECONDS)
+                async with asyncio.timeout(_BODY_SECONDS):
+                    message = await receive()
             except TimeoutError:
                 raise HTTPException(408, f"the body did not arrive within {_BODY_SECONDS:g} seconds") from None
             seen += len(message.get("body", b""))

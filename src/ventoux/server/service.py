@@ -223,7 +223,8 @@ class Answer:
         while alive:
             left = self._deadline - time.monotonic()
             try:
-                batch = await asyncio.wait_for(self._mail.get(), min(settings.keep_alive_s, left))
+                async with asyncio.timeout(min(settings.keep_alive_s, left)):  # 3.11's wait_for may lose a cancellation
+                    batch = await self._mail.get()
             except TimeoutError:
                 if time.monotonic() >= self._deadline:
                     message = f"the answer took longer than {settings.timeout_s:g} seconds, which is the most"
