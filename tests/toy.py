@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ventoux.batch import Batch, Float32
+from ventoux.batch import Batch, Float32, Snapshot
 from ventoux.config import ModelConfig
 
 BOS, EOS, VOCAB = 256, 257, 258
@@ -62,16 +62,40 @@ class ToyCache:
         self.lengths: dict[int, int] = {}
         self.lookaheads: dict[int, int] = {}
         self.room = 1 << 30  # positions in all
+        self.window: int | None = None  # what is forgotten, for forks; the toy's rows see all ids
 
     @property
     def nbytes(self) -> int:
         return sum(self.lengths.values())
 
     def allocate(self, length: int, lookahead: int = 0) -> int:
-        if length > self.room:
+        if self.nbytes + length > self.room:
             raise MemoryError(f"no room for {length} positions")
         slot = next(slot for slot in range(1000) if slot not in self.sequences)
         self.sequences[slot], self.lengths[slot], self.lookaheads[slot] = [], length, lookahead
+        return slot
+
+    def fork(self, slot: int, position: int, length: int, lookahead: int = 0) -> int | None:
+        source = self.sequences[slot]
+        assert position <= min(len(source), length)
+        if self.window is not None and len(source) > position + 1 and len(source) > self.window:
+            return None  # the query at `position` would miss keys
+        new = self.allocate(length, lookahead)
+        self.sequences[new] = source[:position]
+        return new
+
+    def export(self, slot: int, position: int) -> Snapshot | None:
+        twin = self.fork(slot, position, position)
+        if twin is None:
+            return None
+        snapshot = Snapshot(position, (0,), (np.array(self.sequences[twin], np.int32).view(np.uint8),))
+        self.free(twin)
+        return snapshot
+
+    def restore(self, snapshot: Snapshot) -> int:
+        snapshot.check_size(0, 4 * snapshot.length)
+        slot = self.allocate(snapshot.length)
+        self.sequences[slot] = snapshot.arrays(1)[0].view(np.int32).tolist()
         return slot
 
     def free(self, slot: int) -> None:

@@ -40,6 +40,8 @@ def compute_with(
 
     Raises OutOfMemoryError, which names the checkpoint, and for adapters as `Backend.load_adapter` does.
     """
+    if adapters is not None and not isinstance(adapters, Mapping):
+        raise RequestError(f"adapters must be a dict from names to folders, found {shown(adapters)}")
     if adapters:
         from ventoux.checkpoint.adapter import read_adapter
 

@@ -81,8 +81,11 @@ class Batch:
 
         slots 0 0 0 2 2 and positions 5 6 7 0 1 -> slots 0 2, starts 5 0, counts 3 2.
         """
-        first = np.flatnonzero(np.diff(self.slots, prepend=-1))
-        counts = np.diff(first, append=len(self)).astype(np.int32)
+        begins = np.ones(len(self), bool)
+        np.not_equal(self.slots[1:], self.slots[:-1], out=begins[1:])
+        first = np.flatnonzero(begins)
+        counts = np.empty(len(first), np.int32)
+        counts[:-1], counts[-1:] = first[1:] - first[:-1], len(self) - first[-1:]
         return self.slots[first], self.positions[first], counts
 
     def adapter_rows(self) -> dict[str, slice | Int32]:
@@ -132,6 +135,31 @@ class Description:
         return f"{self.compute} on {self.isa or f'{self.backend} {self.device}'}{threads}"
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A sequence's keys and values as bytes, which a cache of the same model and number format takes back.
+
+    length  positions, from 0; all that the sequence has room for
+    firsts  of each layer, the first position that is held: those before it have left the window
+    layers  of each layer, uint8 [bytes]
+    """
+
+    length: int
+    firsts: tuple[int, ...]
+    layers: tuple[NDArray[np.uint8], ...]
+
+    def arrays(self, layers: int) -> tuple[NDArray[np.uint8], ...]:
+        """The bytes of all layers. Raises ValueError when there are not so many of them."""
+        if len(self.layers) != layers or len(self.firsts) != layers:
+            raise ValueError(f"it has {len(self.layers)} layers, and the model has {layers}")
+        return self.layers
+
+    def check_size(self, layer: int, expected: int) -> None:
+        """Raises ValueError when a layer is not of so many bytes."""
+        if len(self.layers[layer]) != expected:
+            raise ValueError(f"layer {layer} has {len(self.layers[layer])} bytes, and should have {expected}")
+
+
 class Cache(Protocol):
     """Keys and values of many sequences, each bounded by the window. The engine decides, the backend stores."""
 
@@ -150,6 +178,22 @@ class Cache(Protocol):
 
     def free(self, slot: int) -> None:
         """Give a sequence's memory back at once."""
+        ...
+
+    def fork(self, slot: int, position: int, length: int, lookahead: int = 0) -> int | None:
+        """A new sequence, as `allocate` makes one, that begins with the first `position` positions of `slot`, copied.
+
+        None where the ring no longer holds every key that a query at `position` sees: exact, or refused. W=4, 0..9
+        written and 6..9 held: forks at 9 and 10 (which sees 7..10), not at 8. Raises MemoryError.
+        """
+        ...
+
+    def export(self, slot: int, position: int) -> Snapshot | None:
+        """The first `position` positions of `slot` as bytes; None where `fork` refuses. Raises MemoryError."""
+        ...
+
+    def restore(self, snapshot: Snapshot) -> int:
+        """A new sequence of what was exported -> its slot. Raises ValueError when it does not fit; MemoryError."""
         ...
 
 

@@ -10,6 +10,7 @@ from ventoux.model import Mistral
 from ventoux.vocabulary import check_same_vocabulary, texts
 
 _MAX_THREADS = 1024
+_PREFIX_BYTES = 1 << 30  # of keys and values that are kept for what begins alike: a 7B's 8,000 positions
 
 
 def load(
@@ -77,4 +78,5 @@ def load(
         checkpoint=found,
         speculation=speculation,
         draft=draft,
+        prefix_bytes=_PREFIX_BYTES,
     )

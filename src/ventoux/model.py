@@ -16,7 +16,7 @@ from ventoux.batch import Backend, Float32
 from ventoux.checkpoint import Checkpoint
 from ventoux.config import ModelConfig
 from ventoux.decoding import Grammars, SamplingParams
-from ventoux.engine import Completion, Engine, Event, Finished, Request, Token, embed, logits
+from ventoux.engine import Completion, Engine, Event, Finished, PromptLogprobs, Request, Token, embed, logits
 from ventoux.errors import ChatError, RequestError, TokenizerError
 from ventoux.tokenizer import Tokenizer
 
@@ -36,7 +36,8 @@ class Mistral:
     Keyword arguments of the methods that generate are the fields of `ventoux.decoding.SamplingParams`, and one of
     json_schema, regex and grammar, which the text is held to (see `ventoux.decoding.Grammars`); others are a
     RequestError. All of them may be called from several threads, and streams may be read in turns: what is asked for
-    at the same time runs as one batch.
+    at the same time runs as one batch. Of what was read and written, `prefix_bytes` of keys and values are kept (1 GiB
+    by `load`), so that a text that begins alike, as a conversation's next turn does, is read from there on only.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Mistral:
         checkpoint: Checkpoint | None = None,
         speculation: bool = True,
         draft: Backend | None = None,
+        prefix_bytes: int = 0,
     ) -> None:
         if chat_format is not None:
             from ventoux.chat import VERSIONS  # here, for continuing a text needs none of it
@@ -62,7 +64,7 @@ class Mistral:
         self._wanted_format = chat_format
         self._speculation = speculation
         self._draft = draft
-        self._engine = self.new_engine(budget=_CHUNK)
+        self._engine = self.new_engine(budget=_CHUNK, prefix_bytes=prefix_bytes)
         self._lock = threading.Lock()  # around the engine and the mailboxes
         self._mailboxes: dict[int, deque[tuple[int, Event]]] = {}
         self._abandoned: list[int] = []  # requests whose reader has gone
@@ -222,14 +224,15 @@ class Mistral:
             events[i].append(event)
         return [Completion(each) for each in events]
 
-    def _stream(self, request: Request) -> Iterator[Event]:
+    def _stream(self, request: Request) -> Iterator[Token | Finished]:
         with self._lock:
             self._engine.check(request)  # now, and not when the first event is asked for
         return self._events(request)
 
-    def _events(self, request: Request) -> Iterator[Event]:
+    def _events(self, request: Request) -> Iterator[Token | Finished]:
         with closing(self._run([request])) as run:
             for _, event in run:
+                assert not isinstance(event, PromptLogprobs), "nothing here asks for them"
                 yield event
 
     def _run(self, requests: Sequence[Request]) -> Generator[tuple[int, Event]]:

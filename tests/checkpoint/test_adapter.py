@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import lora
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
@@ -213,6 +214,24 @@ def test_a_folder_that_is_no_adapter_says_what_it_is(
     (folder / "adapter_model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"neither adapter_model.safetensors nor adapter_model.bin"):
         read_adapter(folder, config)
+
+
+KEYS = ("peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "bias", "init_lora_weights")
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.sampled_from(["LORA", "^", "."])
+)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3)
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@given(st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=9), values, max_size=4))
+def test_any_description_is_read_or_refused(config: ModelConfig, folder: Path, keys: dict[str, Any]) -> None:
+    described = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **keys}
+    (folder / "adapter_config.json").write_text(json.dumps(described))
+    with suppress(CheckpointError):
+        assert all(np.isfinite(pair.scale) for pair in read_adapter(folder, config).pairs.values())
 
 
 pieces = st.lists(

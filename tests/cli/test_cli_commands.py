@@ -225,3 +225,32 @@ def test_bench_reads_a_prompt_in_chunks_as_at_once(model, monkeypatch):
     slot = cache.allocate(len(ids))
     assert bench.read(model.backend, cache, slot, ids[:9], start=0) == model.logits(ids[:9])[-1].argmax()
     assert bench.read(model.backend, cache, slot, ids[9:], start=9) == model.logits(ids)[-1].argmax()
+
+
+def test_generate_holds_the_text_to_a_schema_or_an_expression(ventoux, folder, tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["ab", "cd"]}')
+    flags = ("generate", "Hello", "-m", folder, "--temperature", 0)
+    assert json.loads(result(ventoux(*flags, "--json-schema", schema))) in ("ab", "cd")
+    assert set(result(ventoux(*flags, "--regex", "[xyz]{4}")).strip()) <= set("xyz")
+
+
+def test_generate_says_what_is_wrong_with_a_schema(ventoux, folder, tmp_path):
+    schema = tmp_path / "schema.json"
+    flags = ("generate", "Hello", "-m", folder, "--json-schema", schema)
+    for text, reason in (
+        (None, "cannot be read: No such file"),
+        ("{", "found no JSON"),
+        ("[]", "an object, found a list"),
+        ('{"type": "strin"}', "Invalid type"),
+        ("[" * 100_000, "found no JSON"),
+    ):
+        if text is not None:
+            schema.write_text(text)
+        status, out, err = ventoux(*flags)
+        assert (status, out.strip()) == (1, "")
+        assert reason in err
+        assert err.count("\n") == 1
+    status, _, err = ventoux(*flags, "--regex", "a")
+    assert status == 2
+    assert "not allowed with" in err

@@ -32,7 +32,7 @@ def documented(command):
         for line in re.findall("^[|].*", t, re.M)
     ]
     names = flags_of(" ".join(rows))
-    return names - {"--logprobs", "--json"} if command == "chat" else names
+    return names - {"--logprobs", "--json", "--json-schema", "--regex"} if command == "chat" else names
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,8 +1,10 @@
 """The whole model against transformers, in every layout, on every instruction set."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from ventoux import checkpoint
 from ventoux.batch import Batch, Segment
 from ventoux.cpu import Backend, physical_cores
 from ventoux.cpu import isa as chosen_isa
+from ventoux.cpu.model import KEPT, LOOKED_UP
 from ventoux.errors import VentouxError
 
 LAYOUTS = {
@@ -133,6 +136,13 @@ def test_threads_do_not_change_a_bit(isa, tmp_path):
     np.testing.assert_array_equal(logits(load(path, threads=1), ids), logits(load(path, threads=5), ids))
 
 
+def test_batches_of_kept_and_of_passing_arrays_give_the_same_bits(isa, tmp_path):
+    backend = load(tiny.save_gguf(tiny.tiny_model(sliding_window=4), tmp_path / "m.gguf", format="Q4_0"))
+    ids = some_ids(3 * KEPT)
+    expected = logits(backend, ids)
+    np.testing.assert_array_equal(logits(backend, ids, [KEPT, KEPT + 1, KEPT - 2, 1]), expected)
+
+
 def test_per_layer_windows(isa, tmp_path):
     model = tiny.tiny_model(sliding_window=4)
     read = checkpoint.read(tiny.save_hf(model, tmp_path / "m"))
@@ -171,3 +181,24 @@ def test_threads_default_to_the_cores_that_the_process_may_use():
     code = "import os; os.sched_setaffinity(0, {0}); from ventoux.cpu import physical_cores; print(physical_cores())"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(out) == 1 <= physical_cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what is resident")
+def test_the_checkpoints_pages_are_given_back(tmp_path):
+    path = tiny.save_gguf(tiny.tiny_model(), tmp_path / "m.gguf", format="Q4_0")
+    backend = load(path)
+    assert resident(path) == 0
+    cache = backend.new_cache()
+    slot = cache.allocate(LOOKED_UP)
+    for position in range(LOOKED_UP):
+        assert position == 0 or resident(path) > 0
+        backend.forward(Batch.pack([Segment(slot, position, [position])]), cache)
+    assert resident(path) == 0
+
+
+def resident(path):
+    """Bytes of a file that this process has mapped and in memory."""
+    maps = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+    own = [each for each in maps if str(path) in each.partition("\n")[0]]
+    assert own, "the file is not mapped"
+    return sum(1024 * int(re.search(r"^Rss: +(\d+) kB", each, re.MULTILINE)[1]) for each in own)

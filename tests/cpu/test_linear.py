@@ -57,6 +57,24 @@ def test_a_row_does_not_depend_on_its_neighbours(isa, format, compute):
         np.testing.assert_array_equal(product(alone, weight, x[:count].copy(), compute=compute), together[:count])
 
 
+@pytest.mark.parametrize("format", BLOCKS)
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_what_stands_out_is_counted_where_it_stands(isa, format, share):
+    """High parts are gone through by lists, token by token or by tiles: each counts once, in its own row and group."""
+    packed, exact = weights(format)
+    pool, rng = _kernels.Pool(2, isa), np.random.default_rng(3)
+    weight = _kernels.Weight(pool, format, COLUMNS, packed)
+    x = rng.choice(np.float32([-1, 1]), (14, COLUMNS))
+    groups = x.reshape(14, -1, 32)
+    out = rng.random(groups.shape[:2]) < share
+    out[:, ::7] |= rng.random((14, 1)) < 0.5  # groups in which most rows of a tile stand out
+    groups[out, 5] *= 100
+    together, expected = product(pool, weight, x, compute="mixed"), x @ exact.T
+    assert np.abs(together - expected).max() < 1e-3 * expected.std()  # of 16 bits; a part lost or counted twice: 1
+    for row in range(14):
+        np.testing.assert_array_equal(product(pool, weight, x[row : row + 1].copy(), compute="mixed")[0], together[row])
+
+
 def test_adding_and_several_weights_at_once(isa):
     pool = _kernels.Pool(2, isa)
     x = np.random.default_rng(2).standard_normal((5, COLUMNS)).astype(np.float32)

@@ -29,7 +29,7 @@ from ventoux.errors import RequestError
         ("frequency_penalty", math.nan),
         ("seed", -1),
         ("seed", 0.5),
-        ("max_tokens", 0),
+        ("max_tokens", -1),
         ("max_tokens", True),
         ("logprobs", -1),
         ("logprobs", 1_000_000),

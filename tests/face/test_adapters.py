@@ -34,7 +34,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def model(folders: dict[str, Path]) -> Mistral:
     loaded = ventoux.load(folders["base"], adapters={"a": folders["a"], "b": folders["b"]})
-    return Mistral(loaded.backend, tokenizer=ByteTokenizer())
+    return Mistral(loaded.backend, tokenizer=ByteTokenizer(), prefix_bytes=1 << 24)
 
 
 def assert_greedy(oracle: MistralForCausalLM, prompt: list[int], answer: list[int]) -> None:
@@ -46,13 +46,17 @@ def assert_greedy(oracle: MistralForCausalLM, prompt: list[int], answer: list[in
 
 def test_each_call_has_its_adapter_and_calls_share_steps(model: Mistral) -> None:
     """Streams that are read in turns run as one batch, and each is what its own model would say; guesses included."""
-    prompts = {name: [7, 8, 9] * 5 for name in (None, "a", "b")}
+    prompts = {
+        name: [7, 8, 9] * 15 for name in (None, "a", "b")
+    }  # alike, and long enough to be shared by one adapter's
     streams = [model.stream(prompt, adapter=name, **GREEDY) for name, prompt in prompts.items()]
     answers = [[event.id for event in events if hasattr(event, "id")] for events in zip(*streams, strict=True)]
     for i, (name, prompt) in enumerate(prompts.items()):
         oracle = lora.adapted(MODEL, seed="ab".index(name)) if name else MODEL
         assert_greedy(oracle, prompt, answer := [row[i] for row in answers if row])
-        assert model.generate(prompt, adapter=name, **GREEDY).ids == answer
+        again = model.generate(prompt, adapter=name, **GREEDY)
+        assert again.ids == answer
+        assert again.usage.cached_tokens == len(prompt) - 1
     assert [each.ids for each in model.generate([[7, 8], [9]], adapter="b", **GREEDY)] == [
         model.generate(prompt, adapter="b", **GREEDY).ids for prompt in ([7, 8], [9])
     ]
@@ -76,12 +80,28 @@ def test_adapters_come_and_go_while_others_run(model: Mistral, folders: dict[str
         model.unload_adapter("new")
 
 
+def test_an_adapter_under_a_name_that_was_anothers_goes_on_from_nothing_of_it(
+    model: Mistral, folders: dict[str, Path]
+) -> None:
+    prompt = IDS[:50]
+    expected = {name: model.generate(prompt, adapter=name, **GREEDY).ids for name in ("a", "b")}
+    for name in ("b", "a", "b"):
+        model.unload_adapter("a")
+        model.load_adapter("a", folders[name])
+        assert model.generate(prompt, adapter="a", **GREEDY).ids == expected[name]
+    assert expected["a"] != expected["b"]
+
+
 def test_an_adapter_of_another_model_is_refused_before_the_weights(folders: dict[str, Path], tmp_path: Path) -> None:
     base = tiny.save_hf(tiny.tiny_model(hidden_size=32), tmp_path / "base")
     with pytest.raises(CheckpointError, match=r"expected shape \(32, 4\) .* found \(64, 4\); is the base another"):
         ventoux.load(base, adapters={"a": folders["a"]})
     with pytest.raises(CheckpointError, match="this is a LoRA adapter"):
         ventoux.load(folders["a"])
+    with pytest.raises(CheckpointError, match="expected the path of a LoRA adapter's folder, found None"):
+        ventoux.load(base, adapters={"a": None})  # type: ignore[dict-item]
+    with pytest.raises(RequestError, match="adapters must be a dict from names to folders, found a list"):
+        ventoux.load(base, adapters=["a"])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("backend", ["cpu", "pytorch"])

@@ -27,6 +27,15 @@ def tiny(tiny_folder: Path) -> Mistral:
 
 
 @pytest.fixture(scope="session")
+def tiny_wide(tmp_path_factory: pytest.TempPathFactory) -> Mistral:
+    """One without a window, so that all that it has read stays in its cache."""
+    folder = tmp_path_factory.mktemp("wide")
+    save_hf(tiny_model(vocab_size=VOCAB, sliding_window=None), folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return ventoux.load(folder, threads=2)
+
+
+@pytest.fixture(scope="session")
 def server(tiny: Mistral) -> Iterator[Served]:
     """One that all tests share which change nothing of it."""
     with served(lambda: tiny) as found:

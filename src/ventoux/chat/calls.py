@@ -173,21 +173,20 @@ class Calls:
 def whole(pieces: Collection[Piece]) -> dict[str, Any]:
     """All pieces of an answer as an assistant's message of OpenAI's shape: content is None where there is none."""
     content = "".join(piece.text for piece in pieces if isinstance(piece, Content))
-    message: dict[str, Any] = {"role": "assistant", "content": content or None}
+    arguments: dict[int, list[str]] = {}
+    for piece in pieces:
+        if isinstance(piece, CallArguments):
+            arguments.setdefault(piece.index, []).append(piece.text)
     calls = [
         {
             "id": call.id,
             "type": "function",
-            "function": {
-                "name": call.name,
-                "arguments": "".join(
-                    piece.text for piece in pieces if isinstance(piece, CallArguments) and piece.index == call.index
-                ),
-            },
+            "function": {"name": call.name, "arguments": "".join(arguments[call.index])},
         }
         for call in pieces
         if isinstance(call, CallBegins)
     ]
+    message: dict[str, Any] = {"role": "assistant", "content": content or None}
     return message | ({"tool_calls": calls} if calls else {})
 
 

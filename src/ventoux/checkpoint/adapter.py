@@ -102,6 +102,8 @@ def read_adapter(folder: str | Path, config: ModelConfig) -> Adapter:
     Raises CheckpointError for what is damaged or does not fit the model, and for what is more than plain LoRA on
     the linear layers of attention and MLP (DoRA, biases, whole modules, embeddings, other methods of PEFT).
     """
+    if not isinstance(folder, str | Path):
+        raise CheckpointError(f"expected the path of a LoRA adapter's folder, found {shown(folder)}")
     path = Path(folder)
     if not is_adapter(path):
         found = (

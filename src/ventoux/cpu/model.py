@@ -4,20 +4,22 @@ Shapes: T tokens of a batch, E hidden_size, H heads, K KV heads, D head_dim, F i
 """
 
 import threading
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ventoux.batch import Batch, Cache, Description, Float32, Int32
+from ventoux import batch as seam
+from ventoux import mapped
+from ventoux.batch import Batch, Description, Float32, Int32
 from ventoux.checkpoint.adapter import Adapter
 from ventoux.checkpoint.adapters import Adapters
 from ventoux.checkpoint.tensor import Tensor
 from ventoux.config import ModelConfig
 from ventoux.cpu import _kernels
 from ventoux.cpu.adapters import DOWN, GATE_UP, OUT, QKV, Adapted, Pair, packed
+from ventoux.cpu.cache import Cache
 from ventoux.cpu.machine import isa, physical_cores
 from ventoux.cpu.packing import weights_of
 from ventoux.errors import VentouxError
@@ -26,20 +28,38 @@ Compute = Literal["auto", "mixed", "int16", "f32"]
 KvCacheDtype = Literal["auto", "f32", "f16", "int8"]
 KV_ITEMSIZE = {"f32": 4, "f16": 2, "int8": 1}
 
+# Tokens of a batch whose arrays are kept for the next one: a decode step. Those of a prompt are many times larger, and
+# to make them anew takes little of its time.
+KEPT = 64
+
+# Rows of the embedding that are looked up before the file's pages are given back: with each, the system maps 64 KB.
+LOOKED_UP = 64
+
 # Formats whose weights are numbers, not blocks: they are always multiplied in fp32.
 FLOAT_FORMATS = ("F32", "F16", "BF16")
 
 
-@dataclass(frozen=True)
-class Layer:
-    """One decoder layer's weights."""
+class Arrays(NamedTuple):
+    """What the layers work in, float32."""
 
-    input_norm: Float32  # [E]
-    qkv: list[_kernels.Weight]  # [H*D, E], [K*D, E], [K*D, E]
-    o: _kernels.Weight  # [E, H*D]
-    post_norm: Float32  # [E]
-    gate_up: list[_kernels.Weight]  # [F, E] twice
-    down: _kernels.Weight  # [E, F]
+    x: Float32  # [T, E], the residual stream
+    normed: Float32  # [T, E]
+    q: Float32  # [T, H*D]
+    k: Float32  # [T, K*D]
+    v: Float32  # [T, K*D]
+    attended: Float32  # [T, H*D]
+    gate: Float32  # [T, F]
+    up: Float32  # [T, F]
+
+    @classmethod
+    def make(cls, config: ModelConfig, T: int) -> "Arrays":
+        """Of one block of memory, which the system has back with the last of them."""
+        E, F, D = config.hidden_size, config.intermediate_size, config.head_dim
+        queries, keys = config.num_heads * D, config.num_kv_heads * D
+        widths = (E, E, queries, keys, keys, queries, F, F)
+        ends = T * np.cumsum(widths)
+        numbers = _kernels.pages(4 * int(ends[-1])).view(np.float32)
+        return cls(*(part.reshape(T, -1) for part in np.split(numbers, ends[:-1])))
 
 
 class Backend:
@@ -81,10 +101,13 @@ class Backend:
         matrices = [t for name, t in tensors.items() if len(t.shape) == 2 and (name == head or "layers." in name)]
         weights = weights_of(self._pool, matrices)
         self._head = weights[head]
-        self._layers = [layer_of(tensors, weights, f"layers.{i}.") for i in range(config.num_layers)]
+        self._layers = [self._layer(tensors, weights, i) for i in range(config.num_layers)]
+        self.step_bytes = sum(weight.nbytes for weight in weights.values())  # the embedding's rows come from its file
         self._inverse_frequencies = inverse_frequencies(config)
-        self._scratch: dict[str, Float32] = {}
+        self._kept = Arrays.make(config, KEPT)
+        self._looked_up = 0
         self._adapters = Adapters(config, self._pack)
+        mapped.release_files(tensor.data for tensor in tensors.values())
 
     same_bits = True
 
@@ -109,36 +132,27 @@ class Backend:
             kv_scale=4 if self.kv_dtype == "int8" else 0,
         )
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the packed weights."""
-        layers = [w for layer in self._layers for w in (*layer.qkv, layer.o, *layer.gate_up, layer.down)]
-        return self._head.nbytes + sum(w.nbytes for w in layers)
-
-    @property
-    def step_bytes(self) -> int:
-        return self.nbytes  # the embedding's rows are taken from the checkpoint
-
     def new_cache(self) -> Cache:
         c = self.config
-        return _kernels.Cache(c.num_kv_heads, c.head_dim, c.windows, self.kv_dtype)
+        return Cache(c.num_kv_heads, c.head_dim, c.windows, self.kv_dtype)
 
-    def forward(self, batch: Batch, cache: Cache) -> Float32:
+    def forward(self, batch: Batch, cache: seam.Cache) -> Float32:
         """Run the batch, advance the cache -> logits [rows asked for, vocab_size] float32.
 
         Raises RequestError for an adapter that is not there.
         """
-        assert isinstance(cache, _kernels.Cache), "a cache of this backend's new_cache()"
+        assert isinstance(cache, Cache), "a cache of this backend's new_cache()"
         with self._lock:
             return self._logits(self._layers_over(batch, cache), batch.logit_rows)
 
-    def hidden(self, batch: Batch, cache: Cache) -> Float32:
+    def hidden(self, batch: Batch, cache: seam.Cache) -> Float32:
         """Run the batch, advance the cache -> hidden states after the last norm, [T, hidden_size] float32."""
-        assert isinstance(cache, _kernels.Cache), "a cache of this backend's new_cache()"
+        assert isinstance(cache, Cache), "a cache of this backend's new_cache()"
         with self._lock:
             x = self._layers_over(batch, cache)
-            self._rms_norm(x, self._norm, x)
-            return x
+            states = np.empty_like(x)
+            _kernels.rms_norm(self._pool, x, self._norm, self.config.rms_norm_eps, states)
+            return states
 
     @property
     def adapters(self) -> Collection[str]:
@@ -159,74 +173,75 @@ class Backend:
     def not_finite(self) -> str:
         return "its weights are damaged, or it overflows"
 
-    def _layers_over(self, batch: Batch, cache: _kernels.Cache) -> Float32:
-        """The residual stream behind the last layer, [T, E], in memory of its own."""
+    def _layers_over(self, batch: Batch, cache: Cache) -> Float32:
+        """The residual stream behind the last layer, [T, E], in memory that the next pass may write to."""
         adapted = [Adapted(self._pool, pairs, rows) for pairs, rows in self._adapters.of(batch)]
+        cache.write(batch)
         c, T = self.config, len(batch)
-        x = np.ascontiguousarray(self._embedding.rows(batch.ids))  # [T, E], the residual stream
-        normed = self._array("normed", T, c.hidden_size)
-        q = self._array("q", T, c.num_heads * c.head_dim)
-        k, v = (self._array(name, T, c.num_kv_heads * c.head_dim) for name in "kv")
-        attended = self._array("attended", T, c.num_heads * c.head_dim)
-        gate, up = (self._array(name, T, c.intermediate_size) for name in ("gate", "up"))
+        arrays = Arrays(*(array[:T] for array in self._kept)) if T <= KEPT else Arrays.make(c, T)
+        self._embed(batch.ids, arrays.x)
         cos, sin = rotary(self._inverse_frequencies, batch.positions)
-        slots, starts, counts = batch.spans()
+        on_its_way = _kernels.Pass(self._pool, cache, *arrays, cos, sin, *batch.spans())
         for index, layer in enumerate(self._layers):
-            self._rms_norm(x, layer.input_norm, normed)
-            self._linear(normed, layer.qkv, [q, k, v])
-            for each in adapted:
-                each.add(index, QKV, normed, [q, k, v])
-            _kernels.attention(
-                self._pool, cache, index, c.head_dim, q, k, v, cos, sin, slots, starts, counts, attended
-            )  # fmt: skip
-            self._linear(attended, [layer.o], [x], add=True)
-            for each in adapted:
-                each.add(index, OUT, attended, [x])
-            self._rms_norm(x, layer.post_norm, normed)
-            self._linear(normed, layer.gate_up, [gate, up])
-            for each in adapted:
-                each.add(index, GATE_UP, normed, [gate, up])
-            _kernels.swiglu(self._pool, gate, up)
-            self._linear(gate, [layer.down], [x], add=True)
-            for each in adapted:
-                each.add(index, DOWN, gate, [x])
-        return x
+            if adapted:
+                run_adapted(layer, index, on_its_way, arrays, adapted)
+            else:
+                layer.run(on_its_way)
+        if T > KEPT:
+            self._pool.drop_shared()
+        return arrays.x
 
     def _logits(self, x: Float32, rows: Int32) -> Float32:
         """The head over some rows of the residual stream [T, E] -> [len(rows), vocab_size]."""
         last = np.ascontiguousarray(x[rows])  # [N, E]
-        self._rms_norm(last, self._norm, last)
+        _kernels.rms_norm(self._pool, last, self._norm, self.config.rms_norm_eps, last)
         logits = np.empty((len(last), self.config.vocab_size), np.float32)
         # A third of what one rounding to 8 bits costs is in the head: never there.
         head_compute = "int16" if self.compute == "mixed" else self.compute
         _kernels.linear(self._pool, last, [self._head], [logits], False, head_compute)
         return logits
 
-    def _rms_norm(self, x: Float32, weight: Float32, out: Float32) -> None:
-        _kernels.rms_norm(self._pool, x, weight, self.config.rms_norm_eps, out)
+    def _embed(self, ids: Int32, x: Float32) -> None:
+        """Look up the ids' rows, into x [T, E]; a few at a time, since their neighbours are mapped with them."""
+        for start in range(0, len(ids), LOOKED_UP):
+            some = ids[start : start + LOOKED_UP]
+            x[start : start + len(some)] = self._embedding.rows(some)
+            self._looked_up += len(some)
+            if self._looked_up >= LOOKED_UP:
+                mapped.release_files([self._embedding.data])
+                self._looked_up = 0
 
-    def _linear(self, x: Float32, weights: list[_kernels.Weight], outs: list[Float32], *, add: bool = False) -> None:
-        _kernels.linear(self._pool, x, weights, outs, add, self.compute)
+    def _layer(
+        self, tensors: Mapping[str, Tensor], weights: Mapping[str, _kernels.Weight], index: int
+    ) -> _kernels.Layer:
+        prefix = f"layers.{index}"
+        q, k, v, o = (weights[f"{prefix}.self_attn.{name}_proj.weight"] for name in "qkvo")
+        gate, up, down = (weights[f"{prefix}.mlp.{name}_proj.weight"] for name in ("gate", "up", "down"))
+        before, behind = (
+            tensors[f"{prefix}.{name}_layernorm.weight"].float32() for name in ("input", "post_attention")
+        )
+        eps = self.config.rms_norm_eps
+        return _kernels.Layer(index, before, q, k, v, o, behind, gate, up, down, eps, self.compute)
 
-    def _array(self, name: str, rows: int, columns: int) -> Float32:
-        """Memory that is kept from step to step: fresh pages would be zeroed by the kernel each time."""
-        if name not in self._scratch or len(self._scratch[name]) < rows:
-            self._scratch[name] = np.empty((rows, columns), np.float32)
-        return self._scratch[name][:rows]
 
-
-def layer_of(tensors: Mapping[str, Tensor], weights: Mapping[str, _kernels.Weight], prefix: str) -> Layer:
-    def weight(name: str) -> _kernels.Weight:
-        return weights[f"{prefix}{name}.weight"]
-
-    return Layer(
-        input_norm=tensors[f"{prefix}input_layernorm.weight"].float32(),
-        qkv=[weight(f"self_attn.{name}_proj") for name in "qkv"],
-        o=weight("self_attn.o_proj"),
-        post_norm=tensors[f"{prefix}post_attention_layernorm.weight"].float32(),
-        gate_up=[weight("mlp.gate_proj"), weight("mlp.up_proj")],
-        down=weight("mlp.down_proj"),
-    )
+def run_adapted(
+    layer: _kernels.Layer, index: int, batch: _kernels.Pass, arrays: Arrays, adapted: Sequence[Adapted]
+) -> None:
+    """A layer's parts, and what adapters add to the products of each."""
+    a = arrays
+    layer.project_qkv(batch)
+    for each in adapted:
+        each.add(index, QKV, a.normed, [a.q, a.k, a.v])
+    layer.attend(batch)
+    layer.project_o(batch)
+    for each in adapted:
+        each.add(index, OUT, a.attended, [a.x])
+    layer.project_gate_up(batch)
+    for each in adapted:
+        each.add(index, GATE_UP, a.normed, [a.gate, a.up])
+    layer.project_down(batch)  # SwiGLU's result stands in gate
+    for each in adapted:
+        each.add(index, DOWN, a.gate, [a.x])
 
 
 def inverse_frequencies(config: ModelConfig) -> Float32:

@@ -5,7 +5,7 @@ from ventoux.decoding.grammar import Constraint, Grammars
 from ventoux.decoding.ledger import MAX_DRAFT, Ledger, Pace
 from ventoux.decoding.lookup import PromptLookup
 from ventoux.decoding.params import MAX_LOGPROBS, SamplingParams
-from ventoux.decoding.sampling import History, Sampled, sample
+from ventoux.decoding.sampling import History, Sampled, sample, with_logprobs
 from ventoux.decoding.stopping import StopStrings
 
 __all__ = [
@@ -22,4 +22,5 @@ __all__ = [
     "SamplingParams",
     "StopStrings",
     "sample",
+    "with_logprobs",
 ]

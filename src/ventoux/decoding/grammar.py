@@ -77,7 +77,8 @@ class Constraint:
         begun = perf_counter()
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
-        self._seconds -= perf_counter() - begun - _SECONDS_OF_A_STEP
+        left = self._seconds + _SECONDS_OF_A_STEP - (perf_counter() - begun)
+        self._seconds = min(left, _SECONDS)
         if self._seconds < 0:
             raise GenerationError(
                 f"the grammar takes more than {1000 * _SECONDS_OF_A_STEP:.0f} ms a token; make it less ambiguous"

@@ -24,7 +24,8 @@ class SamplingParams:
     frequency_penalty   subtract from it as often as it was generated
     logit_bias          -100 to 100, added to the logits of these ids; -inf forbids a token
     seed                same seed, same tokens, alone or in a batch; None is different each time
-    max_tokens          how many tokens at most; None is up to the end of the context
+    max_tokens          how many tokens at most; None is up to the end of the context; 0 is for
+                        requests that ask for their prompt's log-probabilities
     stop                generation ends before any of these strings, which are not part of the text
     stop_ids            generation ends before any of these ids, beside the model's own end-of-sequence ids
     ignore_eos          generate past the model's own end-of-sequence ids
@@ -59,7 +60,7 @@ class SamplingParams:
         if self.seed is not None:
             _check_integer("seed", self.seed, low=0)
         if self.max_tokens is not None:
-            _check_integer("max_tokens", self.max_tokens, low=1)
+            _check_integer("max_tokens", self.max_tokens, low=0)  # whether 0 makes sense, the request knows
         if self.logprobs is not None:
             _check_integer("logprobs", self.logprobs, low=0, high=MAX_LOGPROBS)
         if not isinstance(self.ignore_eos, bool):

@@ -93,7 +93,7 @@ def sample(
     token_id = int(np.argmax(scores)) if params.temperature == 0 else _draw(scores, params, rng)
     if params.logprobs is None:
         return Sampled(token_id)
-    return _with_logprobs(token_id, logits, params.logprobs)
+    return with_logprobs(token_id, logits, params.logprobs)
 
 
 def _adjust(logits: Float32, params: SamplingParams, history: History) -> Float32:
@@ -182,7 +182,8 @@ def _weighted(weights: Float32, draw: float) -> int:
     return begin + min(int(np.searchsorted(mass, goal, side="right")), int(np.flatnonzero(part)[-1]))
 
 
-def _with_logprobs(token_id: int, logits: Float32, k: int) -> Sampled:
+def with_logprobs(token_id: int, logits: Float32, k: int) -> Sampled:
+    """A token with what logits [V] say of it and of the k likeliest."""
     best = logits.max()
     log_total = float(best) + float(np.log(np.exp(logits - best).sum(dtype=np.float64)))
     k = min(k, len(logits))

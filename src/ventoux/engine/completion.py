@@ -3,30 +3,34 @@
 from collections.abc import Sequence
 from typing import Any, Self
 
-from ventoux.engine.request import Event, Finished, Guesses, Reason, Timings, Token, Usage
+from ventoux.engine.request import Event, Finished, Guesses, PromptLogprobs, Reason, Timings, Token, Usage
 
 
 class Completion(str):
     """A generated text, which is a string, with what is known of how it came to be.
 
-    tokens are those it was made of; finished is the last event: reason, usage and timings.
+    tokens are those it was made of; finished is the last event: reason, usage and timings. prompt_logprobs is None
+    unless the request asked for it.
     """
 
     tokens: tuple[Token, ...]
+    prompt_logprobs: PromptLogprobs | None
     finished: Finished
 
     def __new__(cls, events: Sequence[Event]) -> Self:
         """Of all events of a request."""
-        *tokens, finished = events
+        *others, finished = events
         assert isinstance(finished, Finished)
         completion = super().__new__(cls, "".join(event.text for event in events))
-        completion.tokens = tuple(token for token in tokens if isinstance(token, Token))
+        completion.tokens = tuple(event for event in others if isinstance(event, Token))
+        completion.prompt_logprobs = next((event for event in others if isinstance(event, PromptLogprobs)), None)
         completion.finished = finished
         return completion
 
     def __getnewargs__(self) -> tuple[Any, ...]:
         """What copies and pickles are made from."""
-        return ([*self.tokens, self.finished],)
+        asked = [] if self.prompt_logprobs is None else [self.prompt_logprobs]
+        return ([*asked, *self.tokens, self.finished],)
 
     @property
     def text(self) -> str:

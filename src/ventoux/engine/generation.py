@@ -3,9 +3,11 @@
 from collections.abc import Collection
 from time import perf_counter
 
+import numpy as np
+
 from ventoux.batch import Float32
-from ventoux.decoding import Chooser, PromptLookup, StopStrings
-from ventoux.engine.request import Event, Finished, Guesses, Reason, Request, Timings, Token, Usage
+from ventoux.decoding import Chooser, PromptLookup, StopStrings, with_logprobs
+from ventoux.engine.request import Event, Finished, Guesses, PromptLogprobs, Reason, Request, Timings, Token, Usage
 from ventoux.tokenizer.base import Tokenizer
 
 
@@ -27,11 +29,14 @@ class Generation:
     ) -> None:
         params = request.params
         self.ids = [int(i) for i in request.prompt]
-        self.done = 0
+        self.prompt = np.array(self.ids, np.int32)
+        self.space = request.space
+        self.done = self.cached = 0  # cached: positions that were there when it began
         self.slot: int | None = None
         self.adapter = request.adapter
         self.length = len(self.ids) + limit  # positions at most
-        self._prompt_tokens = len(self.ids)
+        self._top = request.prompt_logprobs
+        self._scored: list[tuple[float | None, tuple[tuple[int, float], ...]]] = [(None, ())]
         self.ends = {*params.stop_ids, *(() if params.ignore_eos else eos_ids)}
         constraint = request.constraint and request.constraint.begin(continues=request.continues)
         self._chooser = Chooser(params, self.ids, constraint=constraint)
@@ -44,9 +49,15 @@ class Generation:
         self._started_at: float | None = None
         self._first_at: float | None = None
 
-    def start(self, slot: int) -> None:
-        """Leave the queue, with a place in the cache."""
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's own log-probabilities are asked for."""
+        return self._top is not None
+
+    def start(self, slot: int, cached: int) -> None:
+        """Leave the queue, with a place in the cache that holds so many positions already."""
         self.slot = slot
+        self.done = self.cached = cached
         self._started_at = perf_counter()
 
     def looked_up(self) -> list[int]:
@@ -61,6 +72,17 @@ class Generation:
     def rehearsal(self) -> Chooser:
         """What chooses as this generation is going to, and leaves it as it is."""
         return self._chooser.rehearsal()
+
+    def score(self, logits: Float32) -> list[Event]:
+        """Logits [n, vocab] of the prompt's next n tokens -> PromptLogprobs when they were the last."""
+        assert self._top is not None
+        for row in logits[: len(self.prompt) - len(self._scored)]:
+            said = with_logprobs(int(self.prompt[len(self._scored)]), row, self._top)
+            self._scored.append((said.logprob, said.top))
+        if self.done < len(self.prompt):
+            return []
+        logprobs, tops = zip(*self._scored, strict=True)
+        return [PromptLogprobs(logprobs, tops)]
 
     def accept(self, logits: Float32) -> list[Event]:
         """Choose the next token from logits [vocab]: its events, the last of which may be Finished.
@@ -83,11 +105,15 @@ class Generation:
         return [token]
 
     def finish(self, reason: Reason, error: Exception | None = None) -> Finished:
-        """The last event, with the text that was held back."""
-        text = self._stops.push(self._stream.finish()) if self._stream else ""
+        """The last event, with the text that was held back. Raises nothing: an error within becomes the reason."""
+        try:
+            text = self._stops.push(self._stream.finish()) if self._stream else ""
+        except Exception as broken:
+            text, reason, error = "", "error", error or broken
         if self._stops.stopped and reason == "length":  # bytes that never became a character can complete a stop string
             reason = "stop"
-        usage = Usage(self._prompt_tokens, len(self.ids) - self._prompt_tokens)
+        n = len(self.prompt)
+        usage = Usage(n, len(self.ids) - n, self.cached)
         guesses = Guesses(self.guessed, self.right)
         return Finished(reason, usage, self._timings(), text + self._stops.finish(), error, guesses)
 

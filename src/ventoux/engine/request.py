@@ -1,15 +1,15 @@
-"""What goes into the engine, a Request, and what comes out of it: Tokens, and one Finished."""
+"""What goes into the engine, a Request, and what comes out of it: Tokens, one Finished, perhaps PromptLogprobs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from ventoux.batch import Backend, Float32
 from ventoux.config import ModelConfig
-from ventoux.decoding import Constraint, SamplingParams
+from ventoux.decoding import MAX_LOGPROBS, Constraint, SamplingParams
 from ventoux.errors import GenerationError, RequestError
 
 Reason = Literal["stop", "length", "cancelled", "error"]
@@ -22,6 +22,12 @@ class Request:
     continues says how the answer's text joins the prompt's: True, it goes on where the prompt ends, perhaps within a
     word; False, it is a text of its own, as an answer in a chat is. adapter names a LoRA adapter for the whole text.
     constraint is what the answer has to look like. It stays as it is, so that several requests may share it.
+
+    salt keeps apart who must not learn of each other: what was computed for a prompt serves requests of the same salt
+    only. prompt_logprobs asks for a PromptLogprobs with that many of the likeliest tokens; then, and only then,
+    max_tokens may be 0, and the request ends after its prompt.
+
+    Raises RequestError.
     """
 
     prompt: Sequence[int]
@@ -29,6 +35,22 @@ class Request:
     continues: bool = True
     adapter: str | None = None
     constraint: Constraint | None = None
+    salt: str = ""
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        k = self.prompt_logprobs
+        if k is not None and (type(k) is not int or not 0 <= k <= MAX_LOGPROBS):
+            raise RequestError(f"prompt_logprobs must be a whole number from 0 to {MAX_LOGPROBS}, found {k!r}")
+        if k is None and self.params.max_tokens == 0:
+            raise RequestError("max_tokens must be at least 1, found 0; only with prompt_logprobs may it be 0")
+        if not isinstance(self.salt, str):
+            raise RequestError(f"salt must be a string, found {self.salt!r}")
+
+    @property
+    def space(self) -> Hashable:
+        """Requests share what was computed for their prompts with those of the same space."""
+        return self.salt, self.adapter
 
 
 @dataclass(frozen=True)
@@ -47,10 +69,23 @@ class Token:
 
 
 @dataclass(frozen=True)
+class PromptLogprobs:
+    """What the model's own distribution said of the prompt: comes once, before the first Token.
+
+    logprobs has an entry for each of the prompt's tokens, and top_logprobs the likeliest in its place, as Token has
+    them. The first token follows nothing: its entries are None and ().
+    """
+
+    logprobs: tuple[float | None, ...]
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...]
+    text: ClassVar[str] = ""  # of the answer, to which it brings nothing
+
+
+@dataclass(frozen=True)
 class Usage:
     """Token counts. An end-of-sequence token is not part of the answer, and not counted.
 
-    cached_tokens of the prompt were not computed again, since a text before began with them.
+    cached_tokens are those of the prompt that were taken over from another text, and not read.
     """
 
     prompt_tokens: int
@@ -105,7 +140,7 @@ class Finished:
         return decoded / self.timings.decode_s if decoded > 0 and self.timings.decode_s else 0.0
 
 
-Event = Token | Finished
+Event = Token | PromptLogprobs | Finished
 
 
 def check_prompt(ids: Sequence[int], config: ModelConfig) -> None:

@@ -4,17 +4,13 @@ The tokens of a batch run end to end as one row, without padding; only attention
 T tokens of a batch, H heads, K KV heads, D head_dim, W window.
 """
 
-import math
 import threading
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ventoux import batch as seam
@@ -26,9 +22,9 @@ from ventoux.config import ModelConfig
 from ventoux.errors import RequestError
 from ventoux.pytorch.adapters import Pair, adapted, placed
 from ventoux.pytorch.attention import attend
-from ventoux.pytorch.cache import RollingLayer
 from ventoux.pytorch.loading import DTYPES, build, dtype_named, memory_errors, usable_device
 from ventoux.pytorch.modules import ATTENTION, MistralAttention, rotation
+from ventoux.pytorch.rings import Cache, Part
 
 _BY_SEQUENCE = "ventoux_by_sequence"  # in our modules' own table of implementations; transformers does not know it
 
@@ -99,7 +95,7 @@ class Backend:
         embedding, head = self._model.model.embed_tokens.weight, self._model.lm_head.weight
         return sum(w.nbytes for w in self._model.parameters() if w is head or w is not embedding)
 
-    def new_cache(self) -> "Cache":
+    def new_cache(self) -> Cache:
         return Cache(self.config, dtype=self.dtype, device=self.device)
 
     def forward(self, batch: Batch, cache: seam.Cache) -> Float32:
@@ -144,7 +140,7 @@ class Backend:
             return self._forward(batch, cache, head, rows)
 
     @torch.inference_mode()
-    def _forward(self, batch: Batch, cache: "Cache", head: torch.nn.Module, wanted: Int32) -> Float32:
+    def _forward(self, batch: Batch, cache: Cache, head: torch.nn.Module, wanted: Int32) -> Float32:
         model = self._model.model
         ids, positions, rows = (torch.from_numpy(each).to(self.device) for each in (batch.ids, batch.positions, wanted))
         x = model.embed_tokens(ids)[None]  # [1, T, E], the residual stream
@@ -166,105 +162,6 @@ class Backend:
         if self.dtype == torch.float16:
             return "fp16 overflowed, a number grew beyond 65504 on its way through the model; use bf16 or fp32"
         return f"its weights are numbers, but {self.description.compute} overflows on the way through the model"
-
-
-class Ring(RollingLayer):
-    """One layer's keys and values of one sequence; all of its memory is taken at once, so no step moves anything."""
-
-    def __init__(self, positions: int, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(positions)
-        shape = (1, config.num_kv_heads, positions, config.head_dim)
-        self.dtype, self.device = dtype, device
-        self.keys, self.values = (torch.empty(shape, dtype=dtype, device=device) for _ in range(2))
-        self.is_initialized = True
-
-    def begin(self, start: int) -> None:
-        """Positions from `start` on come next: what stands there already is taken back.
-
-        What it had pushed out of the window comes back too where that is recorded. Where it is not, the keys before
-        `start` are those of later positions, which is what `bench` wants: the same work again.
-        """
-        assert start <= self.seen, f"position {start} comes after {self.seen}"
-        if self.record_past:
-            self.crop(start - self.seen)
-        else:
-            self.seen = start
-
-
-@dataclass
-class Sequence:
-    """A ring for each layer, and the first position at which fp16 overflowed, if it did."""
-
-    rings: list[Ring]
-    overflow: float = math.inf
-
-    def begin(self, start: int) -> None:
-        """Positions from `start` on come next."""
-        for ring in self.rings:
-            ring.begin(start)
-        if start <= self.overflow:  # it is taken back
-            self.overflow = math.inf
-
-
-@dataclass(frozen=True)
-class Part:
-    """The rows of a batch that are a sequence's, `begin` to `end`."""
-
-    begin: int
-    end: int
-    sequence: Sequence
-
-    def spread(self, overflown: NDArray[np.bool_], positions: Int32) -> None:
-        """Of all rows [T] of a batch, mark those of this part that come after an overflow: they may have seen it.
-
-        They can look well, since attention may make zeros or a mean of what is infinite.
-        """
-        rows, sequence = slice(self.begin, self.end), self.sequence
-        sequence.overflow = min([sequence.overflow, *positions[rows][overflown[rows]].tolist()])
-        overflown[rows] = positions[rows] >= sequence.overflow
-
-
-class Cache:
-    """Rings of min(W, length) positions, one for each layer of each sequence."""
-
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
-        self._config, self._dtype, self._device = config, dtype, device
-        self._sequences: dict[int, Sequence] = {}
-        self._slots = count()
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the allocated sequences hold."""
-        return sum(ring.nbytes for sequence in self._sequences.values() for ring in sequence.rings)
-
-    def allocate(self, length: int, lookahead: int = 0) -> int:
-        """Room for at most `length` positions of a new sequence -> its slot. Raises OutOfMemoryError.
-
-        A segment may begin up to `lookahead` positions before the end of the last one, and takes back what stood there.
-        """
-        config = self._config
-        with memory_errors(f"the keys and values of {length} positions do not fit into the memory of {self._device}"):
-            rings = [
-                Ring(min(length if window is None else window, length), config, dtype=self._dtype, device=self._device)
-                for window in config.windows
-            ]
-        for ring in rings if lookahead else ():
-            ring.activate_past_recording()
-        slot = next(self._slots)
-        self._sequences[slot] = Sequence(rings)
-        return slot
-
-    def free(self, slot: int) -> None:
-        del self._sequences[slot]
-
-    def parts(self, batch: Batch) -> list[Part]:
-        """A batch sequence by sequence, with rings that are ready for what comes next."""
-        parts, begin = [], 0
-        for slot, start, length in zip(*(each.tolist() for each in batch.spans()), strict=True):
-            self._sequences[slot].begin(start)
-            parts.append(Part(begin, begin + length, self._sequences[slot]))
-            begin += length
-        return parts
 
 
 def _attention_by_sequence(

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from ventoux.chat import encode_fim
 from ventoux.decoding import Constraint
+from ventoux.decoding.tools import tool_calls
 from ventoux.engine import Request
 from ventoux.errors import RequestError
 from ventoux.model import Mistral
@@ -51,15 +52,49 @@ async def chat_requests(service: Service, body: ChatBody) -> list[Request]:
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     ids = await aside(chat_ids, service.model, body)
     continues = bool(body.messages[-1].prefix)
-    return await requests_for(service, [ids], body, continues=continues, logprobs=logprobs)
+    requests = await requests_for(service, [ids], body, continues=continues, logprobs=logprobs)
+    calls = await called(service, body)
+    if calls is not None and requests[0].constraint is not None:
+        raise RequestError("tool_choice and response_format both say what the answer looks like; give one")
+    return [replace(each, constraint=calls) for each in requests] if calls is not None else requests
 
 
 def chat_ids(model: Mistral, body: ChatBody) -> list[int]:
     return model.chat_format.encode(
         [message.plain() for message in body.messages],
         tokenizer=model.tokenizer,
+        tools=tools_of(body),
         safe_prompt=bool(body.safe_prompt),
     )
+
+
+def tools_of(body: ChatBody) -> list[dict[str, Any]] | None:
+    """The tools that an answer may call. With choice "none" it may call none, and is told of none."""
+    if not body.tools or body.tool_choice == "none":
+        return None
+    return [tool.model_dump(exclude_none=True) for tool in body.tools]
+
+
+async def called(service: Service, body: ChatBody) -> Constraint | None:
+    """What an answer has to look like that has to call tools, or may in one way only."""
+    choice: Any = body.tool_choice
+    if choice is None:
+        choice = "auto"
+    elif not isinstance(choice, str):
+        choice = choice.model_dump()
+    parallel = body.parallel_tool_calls is not False
+    tools = tools_of(body)
+    if tools is None and choice in ("auto", "none"):
+        return None
+    if choice == "auto" and parallel and not any(tool["function"].get("strict") for tool in tools or ()):
+        return None  # and no grammar has to be made
+    model = service.model
+    async with service.aside():
+        return await aside(
+            lambda: tool_calls(
+                model.grammars, tools or [], choice=choice, chat_format=model.chat_format, parallel=parallel
+            )
+        )
 
 
 async def completion_requests(service: Service, body: CompletionBody) -> list[Request]:
@@ -71,7 +106,10 @@ async def completion_requests(service: Service, body: CompletionBody) -> list[Re
         raise RequestError("suffix needs one prompt, a text, and no echo")
     else:
         prompts = [await aside(fim_ids, model, body.prompt, body.suffix)]
-    return await requests_for(service, prompts, body, continues=body.suffix is None, logprobs=body.logprobs)
+    requests = await requests_for(service, prompts, body, continues=body.suffix is None, logprobs=body.logprobs)
+    if not body.echo or (body.logprobs is None and body.max_tokens != 0):
+        return requests
+    return [replace(each, prompt_logprobs=body.logprobs or 0) for each in requests]
 
 
 async def fim_requests(service: Service, body: FimBody) -> list[Request]:
@@ -92,7 +130,13 @@ async def requests_for(
     if n * len(prompts) > most:
         raise RequestError(f"n answers to each prompt are {n * len(prompts)} in all; {most} is the most")
     constraint = await constraint_of(service, body)
-    shared = Request([], continues=continues, constraint=constraint, adapter=chosen(service, body.model).adapter)
+    shared = Request(
+        [],
+        continues=continues,
+        constraint=constraint,
+        adapter=chosen(service, body.model).adapter,
+        salt=body.cache_salt or "",
+    )
     return [
         replace(shared, prompt=ids, params=body.params(logprobs=logprobs, choice=choice))
         for ids in prompts

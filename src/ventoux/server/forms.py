@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from secrets import token_hex
 from typing import Any
 
-from ventoux.engine import Event, Finished, Token, Usage
+from ventoux.chat.answers import AnswerReader
+from ventoux.chat.calls import CallBegins, Content, Piece
+from ventoux.engine import Event, Finished, PromptLogprobs, Token, Usage
 from ventoux.tokenizer import Tokenizer
 
 _LOWEST = -9999.0  # stands for the logarithm of nothing, which JSON cannot say
@@ -66,18 +68,25 @@ def content_logprob(tokenizer: Tokenizer, token: Token) -> dict[str, Any]:
     return {**logprob_of(tokenizer, token.id, token.logprob), "top_logprobs": top}
 
 
-class PlainReader:
-    """Answers of a conversation without tools: text is content."""
-
-    def push(self, event: Event) -> list[dict[str, Any]]:
-        return [{"content": event.text}] if event.text else []
+def deltas(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
+    """What an answer's pieces add to its message."""
+    found: list[dict[str, Any]] = []
+    for piece in pieces:
+        if isinstance(piece, Content):
+            found.append({"content": piece.text})
+        elif isinstance(piece, CallBegins):
+            call = {"index": piece.index, "id": piece.id, "type": "function"}
+            found.append({"tool_calls": [{**call, "function": {"name": piece.name, "arguments": ""}}]})
+        else:
+            found.append({"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]})
+    return found
 
 
 class ChatForm(Written):
     """chat.completion, and chat.completion.chunk. `readers` tell content from calls of tools, one for each answer."""
 
     def __init__(
-        self, readers: Sequence[Any], *, tokenizer: Tokenizer, logprobs: bool, streams: bool, **more: Any
+        self, readers: Sequence[AnswerReader], *, tokenizer: Tokenizer, logprobs: bool, streams: bool, **more: Any
     ) -> None:
         kind = "chat.completion.chunk" if streams else "chat.completion"
         super().__init__(prefix="chatcmpl", kind=kind, answers=len(readers), **more)
@@ -96,8 +105,7 @@ class ChatForm(Written):
             entry = content_logprob(self._tokenizer, event)
             self._logprobs[index].append(entry)
             told = {"content": [entry], "refusal": None}
-        deltas = self._readers[index].push(event) or ([{"content": ""}] if told else [])
-        for delta in deltas:
+        for delta in deltas(self._read(index, event)) or ([{"content": ""}] if told else []):
             self._keep(index, delta)
             chunks.append(self._chunk(index, delta, logprobs=told))
             told = None
@@ -124,6 +132,11 @@ class ChatForm(Written):
     ) -> dict[str, Any]:
         return self.chunk({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason})
 
+    def _read(self, index: int, event: Event) -> Sequence[Piece]:
+        if isinstance(event, Token):
+            return self._readers[index].push(event.id, event.text)
+        return self._readers[index].finish(event.text) if isinstance(event, Finished) else []
+
     def _keep(self, index: int, delta: dict[str, Any]) -> None:
         """Chunks say what is added; the whole is their sum."""
         self._texts[index] += delta.get("content") or ""
@@ -140,27 +153,35 @@ class ChatForm(Written):
 
 
 class TextForm(Written):
-    """text_completion. `prompts` are the texts to begin with where the prompt is echoed, "" elsewhere."""
+    """text_completion, of prompts, ids each, which the answers begin with if they are to `echo` them."""
 
-    def __init__(self, prompts: Sequence[str], *, tokenizer: Tokenizer, logprobs: bool, **more: Any) -> None:
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], *, echo: bool, tokenizer: Tokenizer, logprobs: bool, **more: Any
+    ) -> None:
         super().__init__(prefix="cmpl", kind="text_completion", answers=len(prompts), **more)
-        self._tokenizer = tokenizer
-        self._texts = list(prompts)
-        self._echoed = list(prompts)
+        self._prompts = prompts
+        self._texts = [tokenizer.decode(prompt) if echo else "" for prompt in prompts]
         self._logprobs = [_TextLogprobs(tokenizer) for _ in prompts] if logprobs else None
 
     def begin(self) -> list[dict[str, Any]]:
-        return [self._chunk(index, text) for index, text in enumerate(self._echoed) if text]
+        return [self._chunk(index, text) for index, text in enumerate(self._texts) if text]
 
     def take(self, index: int, event: Event) -> list[dict[str, Any]]:
-        told = None
-        if self._logprobs is not None and isinstance(event, Token):
-            told = self._logprobs[index].add(event.id, event.logprob, event.top_logprobs)
+        told = self._told(index, event) if self._logprobs is not None else None
         self._texts[index] += event.text
         if isinstance(event, Finished):
             self._finished[index] = event
             return [self._chunk(index, event.text, reason=event.reason)]
         return [self._chunk(index, event.text, logprobs=told)] if event.text or told else []
+
+    def _told(self, index: int, event: Event) -> dict[str, list[Any]] | None:
+        """The entries of what came, a prompt's all at once."""
+        assert self._logprobs is not None
+        if isinstance(event, Token):
+            return self._logprobs[index].add([event.id], [event.logprob], [event.top_logprobs])
+        if isinstance(event, PromptLogprobs):
+            return self._logprobs[index].add(self._prompts[index], event.logprobs, event.top_logprobs)
+        return None
 
     def whole(self) -> dict[str, Any]:
         choices = []
@@ -183,19 +204,22 @@ class _TextLogprobs:
         self._offset = 0
         self.all: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
 
-    def add(self, token_id: int, logprob: float | None, top: Sequence[tuple[int, float]]) -> dict[str, list[Any]]:
-        """One more token -> its own columns, of one entry each."""
-        text = self._text(token_id)
-        entry = {
-            "tokens": text,
-            "token_logprobs": None if logprob is None else max(float(logprob), _LOWEST),
-            "top_logprobs": {self._text(each): max(float(value), _LOWEST) for each, value in top} if top else None,
-            "text_offset": self._offset,
-        }
-        self._offset += len(text)
-        for name, value in entry.items():
-            self.all[name].append(value)
-        return {name: [value] for name, value in entry.items()}
+    def add(
+        self, ids: Sequence[int], logprobs: Sequence[float | None], tops: Sequence[Sequence[tuple[int, float]]]
+    ) -> dict[str, list[Any]]:
+        """More tokens -> their own columns."""
+        added: dict[str, list[Any]] = {name: [] for name in self.all}
+        for token_id, logprob, top in zip(ids, logprobs, tops, strict=True):
+            text = self._text(token_id)
+            added["tokens"].append(text)
+            added["token_logprobs"].append(None if logprob is None else max(float(logprob), _LOWEST))
+            likely = {self._text(each): max(float(value), _LOWEST) for each, value in top}
+            added["top_logprobs"].append(likely if top else None)
+            added["text_offset"].append(self._offset)
+            self._offset += len(text)
+        for name, values in added.items():
+            self.all[name] += values
+        return added
 
     def _text(self, token_id: int) -> str:
         shown = self._tokenizer.token_bytes(token_id)

@@ -99,7 +99,7 @@ class Service:
     @property
     def kv_bytes(self) -> int:
         """Bytes of keys and values that running and kept texts hold."""
-        return self._engine.kv_bytes if self._engine else 0
+        return self._engine.kv_bytes + self._engine.prefix_bytes if self._engine else 0
 
     @property
     def queue(self) -> tuple[int, int]:

@@ -56,7 +56,7 @@ Ring Cache::ring(int slot, int layer) const {
 }
 
 void Cache::append(const Span& span, int kv_head, const uint8_t* chunk) const {
-  const size_t bytes = panel_bytes(shape_), plane = plane_bytes(shape_), size = kv_bytes(shape_.kv);
+  const size_t bytes = panel_bytes(shape_);
   uint8_t* ring = span.ring.panels + head_bytes(shape_, span.ring.capacity) * size_t(kv_head);
   const int panels = span.ring.capacity / kPanel, end = span.start + span.count;
   // The ring has room for this many whole panels before the one that the chunk ends in.
@@ -64,17 +64,32 @@ void Cache::append(const Span& span, int kv_head, const uint8_t* chunk) const {
   for (int panel = std::max(first, last - panels); panel < last; panel++)
     std::memcpy(ring + size_t(panel % panels) * bytes, chunk + size_t(panel - first) * bytes, bytes);
   // The lanes behind the end still hold older positions.
-  const size_t lanes = size_t(end % kPanel), width = kPanel * size;
-  if (lanes == 0) return;
-  const uint8_t* from = chunk + size_t(last - first) * bytes;
-  uint8_t* to = ring + size_t(last % panels) * bytes;
-  const size_t rows = size_t(round_up(shape_.head_dim));
+  copy_lanes(chunk + size_t(last - first) * bytes, ring + size_t(last % panels) * bytes, end % kPanel);
+}
+
+void Cache::copy_lanes(const uint8_t* from, uint8_t* to, int count) const {
+  if (count == 0) return;
+  const size_t bytes = panel_bytes(shape_), plane = plane_bytes(shape_), size = kv_bytes(shape_.kv);
+  const size_t lanes = size_t(count), width = kPanel * size, rows = size_t(round_up(shape_.head_dim));
   for (size_t d = 0; d < rows; d++) std::memcpy(to + d * width, from + d * width, lanes * size);
   for (size_t d = 0; d < rows / kPanel; d++)
     std::memcpy(to + plane + d * kPanel * width, from + plane + d * kPanel * width, lanes * width);
   if (shape_.kv != KvType::I8) return;
   for (size_t scales = rows * width; scales < bytes; scales += plane)
     std::memcpy(to + scales, from + scales, lanes * sizeof(float));
+}
+
+void Cache::copy(const Ring& from, const Ring& to, int first, int end) const {
+  const size_t bytes = panel_bytes(shape_);
+  const int last = end / kPanel;
+  for (int head = 0; head < shape_.kv_heads; head++) {
+    const uint8_t* source = from.panels + head_bytes(shape_, from.capacity) * size_t(head);
+    uint8_t* target = to.panels + head_bytes(shape_, to.capacity) * size_t(head);
+    const auto at = [&](const Ring& ring, int panel) { return size_t(panel % (ring.capacity / kPanel)) * bytes; };
+    for (int panel = first / kPanel; panel < last; panel++)
+      std::memcpy(target + at(to, panel), source + at(from, panel), bytes);
+    copy_lanes(source + at(from, last), target + at(to, last), end % kPanel);
+  }
 }
 
 }  // namespace ventoux

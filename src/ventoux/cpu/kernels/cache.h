@@ -38,6 +38,10 @@ class Cache {
   int window(int layer) const { return windows_.at(size_t(layer)); }
   // Copies the last positions of a chunk of panels, the first of which holds position start & ~15, into the ring.
   void append(const Span& span, int kv_head, const uint8_t* chunk) const;
+  size_t ring_bytes(const Ring& ring) const { return head_bytes(shape_, ring.capacity) * size_t(shape_.kv_heads); }
+  // Copies positions first .. end - 1 from one ring to the other, which may differ in capacity. Lanes of the first panel that
+  // are before `first` come along.
+  void copy(const Ring& from, const Ring& to, int first, int end) const;
 
  private:
   struct Sequence {
@@ -46,6 +50,7 @@ class Cache {
     int length = 0, lookahead = 0;
   };
   int capacity(const Sequence& sequence, size_t layer) const;
+  void copy_lanes(const uint8_t* from, uint8_t* to, int lanes) const;  // the first lanes of a panel
   AttentionShape shape_;
   std::vector<int> windows_;
   std::vector<Sequence> sequences_;

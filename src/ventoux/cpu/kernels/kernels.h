@@ -26,10 +26,15 @@ constexpr int activation_group(Format f) { return f <= Format::BF16 ? 0 : f == F
 // scalars, so that a broadcast load follows the last one. Plain rows 4,096 bytes apart would share their L1 sets.
 //   float:     x      [tile][column][token of the tile]
 //   quantized: low    [tile][group][column / 4][token of the tile], four int8 in an int32
-//              high   the same; zeros, not to be read, where the tile's group is not wide
+//              high   the same; zeros where a token's group is not wide
 //              scale  [tile][group][token of the tile]: an activation is (low + 256 high) * scale
 //              sum    [tile][group][token of the tile], the group's sum: what a weight's minimum is multiplied with
-//              wide   [tile][group], at the group's first token: whether any token of the tile has a high part
+//              wide   [tile][strip][...]: which groups of a strip of kStripGroups have high parts, in their order: (the
+//                     group's number in the strip) * (the tile's tokens) + token, or kAllWide + group for all the tokens
+//              wides  [tile][strip], at the strip's first token: how many there are
+//   in pairs:  low    [tile][group][column / 2][token of the tile], two int16 in an int32: of columns 0 and 2, 1 and 3, ...
+//              scale  [tile][group][token of the tile]: an activation is int16 * scale
+//              sum    as above; no group has a high part
 // A tile that starts at token t starts at offset t * (a token's length) in each array.
 //
 // A group of a token is rounded to 8 bits, or to 16 when its largest activation stands out of the row: such groups make
@@ -37,11 +42,15 @@ constexpr int activation_group(Format f) { return f <= Format::BF16 ? 0 : f == F
 // figures). Which of them, the row alone decides. Both parts are multiplied as int8 and added as integers.
 struct Activations {
   int tokens, columns, group;
+  bool pairs;
   float* x;
   int32_t *low, *high;
   float *scale, *sum;
-  uint8_t* wide;
+  uint16_t *wide, *wides;
 };
+constexpr int kStripGroups = 32;
+constexpr uint16_t kAllWide = 1 << 15;
+static constexpr size_t strips_of(size_t groups) { return (groups + kStripGroups - 1) / kStripGroups; }
 
 // How activations are rounded before they are multiplied with blocks: not at all; to 16 bits; to 8 where that is enough.
 enum class Rounding : int { None, Int16, Mixed };
@@ -104,6 +113,8 @@ struct Queries {
 
 struct Kernels {
   const char* name;
+  // Whether weights of this format are multiplied with activations in pairs.
+  bool (*in_pairs)(Format);
   // Regroups tokens [first, last) of x into `to`; `first` is a multiple of the widest tile.
   void (*regroup)(const float* x, const Activations& to, Rounding rounding, int first, int last);
   // y[:, 16 * panel ...] (+)= x . w for panels [panel0, panel1); y has w.rows columns. `scratch`: kScratchBytes.
@@ -125,7 +136,7 @@ struct Kernels {
 };
 
 constexpr int kWidestTile = 12;              // tokens; regrouping splits its work at multiples of it
-constexpr size_t kScratchBytes = 96 * 1024;  // for a thread: unpacked weights in L1, sums in L2
+constexpr size_t kScratchBytes = 160 * 1024;  // for a thread: unpacked weights in L1, sums in L2
 
 // Floats that n queries' findings take: a maximum and a sum in 16 lanes for each tile, and D sums for each query. A tile
 // may hold a single query.

@@ -1,42 +1,14 @@
 // The Python face of the kernels: checks shapes, releases the GIL, computes.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
-
-#include <climits>
+#include <memory>
 #include <optional>
-#include <stdexcept>
 
+#include "bindings.h"
 #include "layout.h"
 #include "limits.h"
-#include "ops.h"
 
-namespace nb = nanobind;
-using namespace nb::literals;
 using namespace ventoux;
 
 namespace {
-
-using Floats1 = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Floats2 = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Out2 = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Words = nb::ndarray<const uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Rows = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-void require(bool ok, const char* what) {
-  if (!ok) throw std::invalid_argument(what);
-}
-
-// The size of an axis, as the kernels count; they round up to whole panels.
-template <class Array>
-int size(const Array& array, int axis) {
-  require(array.shape(size_t(axis)) <= size_t(INT_MAX - kPanel), "an array is too long");
-  return int(array.shape(size_t(axis)));
-}
 
 Format format_of(const std::string& name) {
   constexpr const char* names[] = {"F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K"};
@@ -66,13 +38,6 @@ void make_weight(Weight* at, Pool& pool, const std::string& format, int columns,
   new (at) Weight(pool, f, rows, columns, bytes, to);
 }
 
-Rounding rounding_of(const std::string& compute) {
-  if (compute == "f32") return Rounding::None;
-  if (compute == "int16") return Rounding::Int16;
-  require(compute == "mixed", "compute must be f32, int16 or mixed");
-  return Rounding::Mixed;
-}
-
 size_t packed_bytes(const std::string& format, int rows, int columns) {
   const Format f = format_of(format);
   require(rows > 0 && rows <= INT_MAX - kPanel && Weight::row_bytes(f, columns) > 0, "no matrix of this format has this shape");
@@ -90,6 +55,14 @@ nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>> packed_of(nb::handle self) {
   return {w.data(), {Weight::memory_bytes(w.format(), w.rows(), w.columns())}, self};
 }
 
+nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> pages(size_t bytes) {
+  require(bytes > 0, "no memory was asked for");
+  auto memory = std::make_unique<Pages>(bytes);
+  uint8_t* data = memory->data();
+  const nb::capsule owner(memory.release(), [](void* it) noexcept { delete static_cast<Pages*>(it); });
+  return {data, {bytes}, owner};
+}
+
 void linear_py(Pool& pool, Floats2 x, const std::vector<Weight*>& weights, const std::vector<Out2>& outs, bool add,
                const std::string& compute) {
   const Rounding rounding = rounding_of(compute);
@@ -103,7 +76,7 @@ void linear_py(Pool& pool, Floats2 x, const std::vector<Weight*>& weights, const
     products.push_back({weights[i], outs[i].data()});
   }
   nb::gil_scoped_release release;
-  if (tokens > 0) linear(pool, x.data(), tokens, columns, products, add, rounding);
+  if (tokens > 0) linear(pool, x.data(), tokens, columns, products.data(), int(products.size()), add, rounding);
 }
 
 void rms_norm_py(Pool& pool, Floats2 x, Floats1 weight, float eps, Out2 out) {
@@ -130,23 +103,28 @@ void attention_py(Pool& pool, const Cache& cache, int layer, int head_dim, Float
   require(size(k, 0) == tokens && size(out, 0) == tokens && out.shape(1) == q.shape(1), "arrays differ in shape");
   require(v.shape(1) == k.shape(1), "arrays differ in shape");
   require(size(cos, 1) == head_dim / 2 && size(sin, 1) == head_dim / 2, "arrays differ in shape");
-  require(slots.shape(0) == starts.shape(0) && slots.shape(0) == counts.shape(0), "spans differ in length");
-  std::vector<Span> spans;
-  std::vector<std::shared_ptr<uint8_t>> held;  // without the GIL, another thread may free a sequence
-  int row = 0;
-  for (size_t i = 0; i < slots.shape(0); i++) {
-    const int start = starts.data()[i], count = counts.data()[i];
-    require(start >= 0 && count > 0 && start <= INT_MAX - count, "a span is out of range");
-    spans.push_back({cache.ring(slots.data()[i], layer), row, count, start});
-    held.push_back(cache.memory(slots.data()[i]));
-    require(start + count <= cache.length(slots.data()[i]), "a sequence is longer than the cache was told");
-    require(count <= tokens - row, "the spans do not cover the tokens");
-    row += count;
-  }
-  require(row == tokens, "the spans do not cover the tokens");
+  Sequences sequences = sequences_of(cache, slots, starts, counts, tokens);
+  const std::vector<Span>& spans = sequences.enter(layer);
   const AttentionInput in{layer, heads, kv_heads, head_dim, tokens, q.data(), k.data(), v.data(), cos.data(), sin.data()};
+  Plan plan;
   nb::gil_scoped_release release;
-  attention(pool, cache, in, spans, out.data());
+  attention(pool, cache, in, spans, out.data(), plan);
+}
+
+void copy_positions(const Cache& cache, int from, int to, int layer, int first, int end) {
+  require(0 <= first && first <= end && end <= cache.length(to), "no such positions");
+  const Ring source = cache.ring(from, layer), target = cache.ring(to, layer);
+  const std::shared_ptr<uint8_t> held[] = {cache.memory(from), cache.memory(to)};
+  nb::gil_scoped_release release;
+  cache.copy(source, target, first, end);
+}
+
+nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> ring_of(const Cache& cache, int slot, int layer) {
+  const Ring ring = cache.ring(slot, layer);
+  auto held = std::make_unique<std::shared_ptr<uint8_t>>(cache.memory(slot));
+  nb::capsule owner(held.get(), [](void* p) noexcept { delete static_cast<std::shared_ptr<uint8_t>*>(p); });
+  held.release();
+  return {ring.panels, {cache.ring_bytes(ring)}, owner};
 }
 
 uint64_t read_memory_py(Pool& pool, Words words) {
@@ -170,6 +148,7 @@ NB_MODULE(_kernels, m) {
   nb::class_<Pool>(m, "Pool", "Threads, and the instruction set that they run.")
       .def(nb::init<int, const std::string&>(), "threads"_a, "isa"_a)
       .def_prop_ro("threads", &Pool::threads)
+      .def("drop_shared", &Pool::drop_shared, "Give back what kernels share, which is as large as the largest batch was.")
       .def_prop_ro("isa", [](const Pool& p) { return std::string(p.kernels().name); });
 
   nb::class_<Weight>(m, "Weight", "A matrix, packed for the kernels in its own bit width.")
@@ -206,9 +185,15 @@ NB_MODULE(_kernels, m) {
           "length"_a, "lookahead"_a = 0,
           "Make room for a sequence of at most `length` positions, of which the last `lookahead` can be taken back -> slot.")
       .def("free", &Cache::free, "slot"_a, "Give a sequence's memory back.")
+      .def("capacity", [](const Cache& c, int slot, int layer) { return c.ring(slot, layer).capacity; }, "slot"_a, "layer"_a,
+           "Positions that a sequence keeps in a layer.")
+      .def("copy", &copy_positions, "source"_a, "to"_a, "layer"_a, "first"_a, "end"_a,
+           "Copy positions first .. end - 1 of a sequence's layer to another sequence.")
+      .def("ring", &ring_of, "slot"_a, "layer"_a, "The bytes of a sequence's layer, which may be written to.")
       .def_prop_ro("nbytes", &Cache::nbytes, "Bytes that the allocated sequences hold.")
       .def_prop_ro("sequences", &Cache::sequences, "Sequences that are allocated.");
 
+  m.def("pages", &pages, "bytes"_a, "Zeros, uint8 [bytes], from the system, which has them back with the array's end.");
   m.def("linear", &linear_py, "pool"_a, "x"_a, "weights"_a, "outs"_a.noconvert(), "add"_a, "compute"_a,
         "outs[i] (+)= x . weights[i] for x [T, columns], outs[i] [T, rows].");
   m.def("rms_norm", &rms_norm_py, "pool"_a, "x"_a, "weight"_a, "eps"_a, "out"_a.noconvert(),
@@ -217,6 +202,8 @@ NB_MODULE(_kernels, m) {
   m.def("attention", &attention_py, "pool"_a, "cache"_a, "layer"_a, "head_dim"_a, "q"_a, "k"_a,
         "v"_a, "cos"_a, "sin"_a, "slots"_a, "starts"_a, "counts"_a, "out"_a.noconvert(),
         "Rotate q [T, H*D] and k [T, K*D], attend into out [T, H*D], put k and v [T, K*D] into the cache.");
+
+  bind_layer(m);
 
   m.def("read_memory", &read_memory_py, "pool"_a, "words"_a.noconvert(), "The sum of uint64 words, modulo 2^64.");
   m.def("multiply_int8", &multiply_int8, "pool"_a, "blocks"_a, nb::call_guard<nb::gil_scoped_release>(),

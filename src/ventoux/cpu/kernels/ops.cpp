@@ -20,79 +20,88 @@ void run_parts(Pool& pool, int count, int unit, Work work) {
 
 size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// Activations of some tokens for one group size, in memory from `at` on; moves `at` behind them.
-Activations place(int tokens, int columns, int group, uint8_t*& at) {
-  Activations a{tokens, columns, group, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+// How activations are regrouped for a weight: group is 0 for floats.
+struct Form {
+  int group;
+  bool pairs;
+  bool operator==(const Form& other) const { return group == other.group && pairs == other.pairs; }
+};
+
+constexpr int kForms = 5;
+
+// Activations of some tokens in one form, in memory from `at` on; moves `at` behind them.
+Activations place(int tokens, int columns, Form form, uint8_t*& at) {
+  Activations a{tokens, columns, form.group, form.pairs, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   const size_t n = size_t(tokens) * size_t(columns);
   const auto take = [&](size_t bytes) {
     uint8_t* p = at;
     at += padded(bytes);
     return p;
   };
-  if (group == 0) {
+  if (form.group == 0) {
     a.x = (float*)take(n * 4);
-  } else {
-    const size_t groups = n / size_t(group);
-    a.low = (int32_t*)take(n);
+    return a;
+  }
+  const size_t groups = n / size_t(form.group), strips = size_t(tokens) * strips_of(size_t(columns / form.group));
+  a.low = (int32_t*)take(form.pairs ? 2 * n : n);
+  a.scale = (float*)take(groups * 4);
+  a.sum = (float*)take(groups * 4);
+  if (!form.pairs) {
     a.high = (int32_t*)take(n);
-    a.scale = (float*)take(groups * 4);
-    a.sum = (float*)take(groups * 4);
-    a.wide = take(groups);
+    a.wide = (uint16_t*)take(groups * 2);
+    a.wides = (uint16_t*)take(strips * 2);
   }
   return a;
 }
 
-size_t placed_bytes(int tokens, int columns, int group) {
+size_t placed_bytes(int tokens, int columns, Form form) {
   const size_t n = size_t(tokens) * size_t(columns);
-  if (group == 0) return padded(n * 4);
-  const size_t groups = n / size_t(group);
-  return 2 * padded(n) + 2 * padded(groups * 4) + padded(groups);
+  if (form.group == 0) return padded(n * 4);
+  const size_t groups = n / size_t(form.group), strips = size_t(tokens) * strips_of(size_t(columns / form.group));
+  const size_t always = padded(form.pairs ? 2 * n : n) + 2 * padded(groups * 4);
+  return form.pairs ? always : always + padded(n) + padded(groups * 2) + padded(strips * 2);
 }
 
 }  // namespace
 
-void linear(Pool& pool, const float* x, int tokens, int columns, const std::vector<Product>& products, bool add,
+void linear(Pool& pool, const float* x, int tokens, int columns, const Product* products, int count, bool add,
             Rounding rounding) {
-  const auto group_of = [&](const Product& p) {
-    return rounding == Rounding::None ? 0 : activation_group(p.weight->format());
-  };
   const Kernels& kernels = pool.kernels();
-  std::vector<int> groups;
+  const auto form_of = [&](const Product& p) {
+    const Format format = p.weight->format();
+    return rounding == Rounding::None ? Form{0, false} : Form{activation_group(format), kernels.in_pairs(format)};
+  };
+  // What each form in use makes of x: floats, or two sizes of groups, in pairs or not.
+  Activations activations[kForms];
+  int forms = 0;
   size_t bytes = 0;
-  for (const Product& p : products) {
-    const int group = group_of(p);
-    if (std::find(groups.begin(), groups.end(), group) != groups.end()) continue;
-    groups.push_back(group);
-    bytes += placed_bytes(tokens, columns, group);
+  for (const Product* p = products; p < products + count; p++) {
+    const Form form = form_of(*p);
+    if (std::any_of(activations, activations + forms, [&](const Activations& a) { return form == Form{a.group, a.pairs}; })) continue;
+    activations[forms].group = form.group;
+    activations[forms++].pairs = form.pairs;
+    bytes += placed_bytes(tokens, columns, form);
   }
   uint8_t* memory = pool.shared(bytes);
-  std::vector<Activations> activations;
-  for (int group : groups) {
-    activations.push_back(place(tokens, columns, group, memory));
-    const Activations& to = activations.back();
-    run_parts(pool, to.tokens, kWidestTile, [&](int first, int last, int) { kernels.regroup(x, to, rounding, first, last); });
+  for (Activations* to = activations; to < activations + forms; to++) {
+    *to = place(tokens, columns, Form{to->group, to->pairs}, memory);
+    run_parts(pool, tokens, kWidestTile, [&](int first, int last, int) { kernels.regroup(x, *to, rounding, first, last); });
   }
 
-  // All products in one run: a thread that is done with the first goes on with the second.
-  struct Part {
-    const Product* product;
-    const Activations* x;
-    int first, last;
-  };
-  std::vector<Part> parts;
-  int panels = 0;
-  for (const Product& p : products) panels += p.weight->matrix().panels;
+  // All products in one run: a thread that is done with the first goes on with the second. Each has ceil(panels / step) parts.
+  int panels = 0, parts = 0;
+  for (const Product* p = products; p < products + count; p++) panels += p->weight->matrix().panels;
   const int step = std::max(1, panels / (pool.threads() * kPartsPerThread));
-  for (const Product& p : products) {
-    const size_t which = size_t(std::find(groups.begin(), groups.end(), group_of(p)) - groups.begin());
-    const int end = p.weight->matrix().panels;
-    for (int first = 0; first < end; first += step) parts.push_back({&p, &activations[which], first, std::min(first + step, end)});
-  }
+  for (const Product* p = products; p < products + count; p++) parts += (p->weight->matrix().panels + step - 1) / step;
   for (int i = 0; i < pool.threads(); i++) pool.scratch(i, kScratchBytes);
-  pool.run(int(parts.size()), [&](int i, int thread) {
-    const Part& part = parts[size_t(i)];
-    kernels.linear(part.product->weight->matrix(), *part.x, part.product->y, add, part.first, part.last,
-                   pool.scratch(thread, kScratchBytes));
+  pool.run(parts, [&](int part, int thread) {
+    const Product* p = products;
+    int first = part * step;
+    for (; first >= p->weight->matrix().panels; p++) first -= (p->weight->matrix().panels + step - 1) / step * step;
+    const Matrix matrix = p->weight->matrix();
+    const Activations* x = activations;
+    while (!(form_of(*p) == Form{x->group, x->pairs})) x++;
+    kernels.linear(matrix, *x, p->y, add, first, std::min(first + step, matrix.panels), pool.scratch(thread, kScratchBytes));
   });
 }
 

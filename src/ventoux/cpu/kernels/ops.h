@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "attention_plan.h"
 #include "cache.h"
 #include "pool.h"
 #include "weight.h"
@@ -15,20 +16,16 @@ struct Product {
   float* y;
 };
 
-// y (+)= x . w for each product, x [tokens, columns]. `rounding`: of the activations that block formats are multiplied with.
-void linear(Pool& pool, const float* x, int tokens, int columns, const std::vector<Product>& products, bool add,
+// y (+)= x . w for `count` products, x [tokens, columns]. `rounding`: of the activations that block formats are multiplied
+// with.
+void linear(Pool& pool, const float* x, int tokens, int columns, const Product* products, int count, bool add,
             Rounding rounding);
 
 void rms_norm(Pool& pool, const float* x, const float* weight, float eps, int rows, int columns, float* y);
 
 void swiglu(Pool& pool, float* gate, const float* up, size_t n);
 
-// Rotates q [T, heads, D] and k [T, kv_heads, D] by cos and sin [T, D / 2] (halves i and i + D/2 are a pair), attends, and
-// puts k and v into the cache. out is [T, heads, D].
-struct AttentionInput {
-  int layer, heads, kv_heads, head_dim, tokens;
-  const float *q, *k, *v, *cos, *sin;
-};
-void attention(Pool& pool, const Cache& cache, const AttentionInput& in, const std::vector<Span>& spans, float* out);
+// What AttentionInput says; out is [T, heads, D]. `plan` is memory to work in.
+void attention(Pool& pool, const Cache& cache, const AttentionInput& in, const std::vector<Span>& spans, float* out, Plan& plan);
 
 }  // namespace ventoux

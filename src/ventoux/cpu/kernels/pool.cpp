@@ -1,10 +1,12 @@
 #include "pool.h"
 
 #include <pthread.h>
+#include <sys/mman.h>
 
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <new>
 #include <stdexcept>
 #include <system_error>
 #include <thread>
@@ -56,7 +58,7 @@ class Crew {
     }
   }
   ~Crew() { stop(); }
-  void run(int tasks, const std::function<void(int, int)>& work);
+  void run(int tasks, Work work);
 
  private:
   void serve(int thread);
@@ -66,7 +68,7 @@ class Crew {
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  const std::function<void(int, int)>* work_ = nullptr;
+  const Work* work_ = nullptr;
   int tasks_ = 0;
   std::atomic<int> next_{0}, active_{0};
   std::atomic<uint64_t> round_{0};
@@ -82,7 +84,7 @@ void Crew::stop() {
   for (auto& worker : workers_) worker.join();
 }
 
-void Crew::run(int tasks, const std::function<void(int, int)>& work) {
+void Crew::run(int tasks, Work work) {
   work_ = &work;
   tasks_ = tasks;
   next_ = 0;
@@ -148,7 +150,7 @@ void Pool::start() {
   born_ = forks;
 }
 
-void Pool::run(int tasks, const std::function<void(int, int)>& work) {
+void Pool::run(int tasks, Work work) {
   if (threads() == 1 || tasks <= 1) {
     for (int i = 0; i < tasks; i++) work(i, 0);
     return;
@@ -165,8 +167,21 @@ uint8_t* Pool::scratch(int thread, size_t bytes) {
 }
 
 uint8_t* Pool::shared(size_t bytes) {
-  if (shared_.size() < bytes + 64) shared_.resize(bytes + 64);
-  return (uint8_t*)((uintptr_t(shared_.data()) + 63) & ~uintptr_t(63));
+  if (shared_.size() < bytes) {
+    drop_shared();  // first: what it holds is of no use to the next kernel
+    shared_ = Pages(bytes);
+  }
+  return shared_.data();
+}
+
+Pages::Pages(size_t bytes) : size_(bytes) {
+  void* found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (found == MAP_FAILED) throw std::bad_alloc();
+  data_ = static_cast<uint8_t*>(found);
+}
+
+Pages::~Pages() {
+  if (data_) munmap(data_, size_);
 }
 
 }  // namespace ventoux

@@ -1,10 +1,10 @@
 // A pool of threads that run the parts of one kernel, and the table of kernels that they run.
 #pragma once
 
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -15,6 +15,37 @@ namespace ventoux {
 std::vector<std::string> instruction_sets();
 
 class Crew;  // the threads beside the caller
+
+// What the threads run: refers to something that is called with (task, thread) and outlives the run. A std::function would
+// copy it, to the heap as a rule, at every call of a kernel.
+class Work {
+ public:
+  template <class Callable>
+  Work(const Callable& work)
+      : work_(&work), call_([](const void* it, int task, int thread) { (*static_cast<const Callable*>(it))(task, thread); }) {}
+  void operator()(int task, int thread) const { call_(work_, task, thread); }
+
+ private:
+  const void* work_;
+  void (*call_)(const void* work, int task, int thread);
+};
+
+// Memory straight from the system, which has it back at once: malloc keeps large blocks for itself after a while.
+class Pages {
+ public:
+  Pages() = default;
+  explicit Pages(size_t bytes);  // zeros; throws std::bad_alloc
+  ~Pages();
+  Pages(Pages&& other) noexcept { swap(other); }
+  Pages& operator=(Pages&& other) noexcept { return swap(other), *this; }
+  uint8_t* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  void swap(Pages& other) { std::swap(data_, other.data_), std::swap(size_, other.size_); }
+  uint8_t* data_ = nullptr;
+  size_t size_ = 0;
+};
 
 class Pool {
  public:
@@ -27,21 +58,22 @@ class Pool {
 
   // Calls work(task, thread) for every task in [0, tasks), the caller being thread 0, and returns when all are done.
   // One run at a time; a second caller waits. `work` must not throw. A forked child starts threads of its own.
-  void run(int tasks, const std::function<void(int task, int thread)>& work);
+  void run(int tasks, Work work);
 
   int threads() const { return int(scratch_.size()); }
   const Kernels& kernels() const { return *kernels_; }
   // A thread's memory of at least `bytes`, kept between calls.
   uint8_t* scratch(int thread, size_t bytes);
-  // One array shared by all threads for the time of a kernel call, kept between calls.
+  // One array shared by all threads for the time of a kernel call, kept between calls until it is dropped. Aligned to 64.
   uint8_t* shared(size_t bytes);
+  void drop_shared() { shared_ = Pages(); }
 
  private:
   void start();
 
   const Kernels* kernels_;
   std::vector<std::vector<uint8_t>> scratch_;
-  std::vector<uint8_t> shared_;
+  Pages shared_;
   std::mutex callers_;
   std::unique_ptr<Crew> crew_;
   unsigned born_ = 0;  // the number of forks behind this process when the crew was started

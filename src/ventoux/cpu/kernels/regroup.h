@@ -53,28 +53,62 @@ inline Quantized quantize_group(const float* x, int group, float ordinary) {
   return to;
 }
 
+// Adds group g of a strip to the list of those that have high parts: kernels.h says how. Returns the list's new length.
+template <int MT>
+inline int list_wide(const bool* wide, int g, uint16_t* list, int listed) {
+  int tokens = 0;
+  for (int t = 0; t < MT; t++) tokens += wide[t];
+  if (2 * tokens > MT) {
+    list[listed++] = uint16_t(kAllWide + g);
+  } else if (tokens) {
+    for (int t = 0; t < MT; t++)
+      if (wide[t]) list[listed++] = uint16_t(g * MT + t);
+  }
+  return listed;
+}
+
+// A token's words of a group, next to those of the tile's others.
+template <int MT>
+inline void place_parts(const Quantized& group, int words, int32_t* low, int32_t* high) {
+  int32_t quads[8];
+  __builtin_memcpy(quads, group.low, sizeof quads);
+  for (int j = 0; j < words; j++) low[j * MT] = quads[j];
+  __builtin_memcpy(quads, group.high, sizeof quads);
+  for (int j = 0; j < words; j++) high[j * MT] = quads[j];
+}
+template <int MT>
+inline void place_pairs(const Quantized& group, int columns, int32_t* pairs) {
+  const auto at = [&](int i) { return uint32_t(256 * group.high[i] + group.low[i]); };
+  for (int i = 0; i < columns; i += 4, pairs += 2 * MT) {
+    pairs[0] = int32_t((at(i) & 0xffff) | at(i + 2) << 16);
+    pairs[MT] = int32_t((at(i + 1) & 0xffff) | at(i + 3) << 16);
+  }
+}
+
 template <int MT>
 inline void regroup_quantized(const float* x, const Activations& to, Rounding rounding, int token) {
   const size_t columns = size_t(to.columns), groups = columns / to.group;
   const int words = to.group / 4;
   float ordinary[MT];
-  for (int t = 0; t < MT; t++) ordinary[t] = wide_above(x + (token + t) * columns, columns, rounding);
+  for (int t = 0; t < MT; t++)
+    ordinary[t] = wide_above(x + (token + t) * columns, columns, to.pairs ? Rounding::Int16 : rounding);
+  int listed = 0;
   for (size_t g = 0; g < groups; g++) {
     const size_t at = token * groups + g * MT;
-    to.wide[at] = 0;
+    bool wide[MT];
     for (int t = 0; t < MT; t++) {
       const Quantized group = quantize_group(x + (token + t) * columns + g * to.group, to.group, ordinary[t]);
       to.scale[at + t] = group.scale;
       to.sum[at + t] = group.sum;
-      to.wide[at] |= group.wide;
-      int32_t low[8], high[8];
-      __builtin_memcpy(low, group.low, sizeof low);
-      __builtin_memcpy(high, group.high, sizeof high);
-      for (int j = 0; j < words; j++) {
-        to.low[at * words + j * MT + t] = low[j];
-        to.high[at * words + j * MT + t] = high[j];
-      }
+      wide[t] = group.wide;
+      if (to.pairs) place_pairs<MT>(group, to.group, to.low + 2 * at * words + t);
+      else place_parts<MT>(group, words, to.low + at * words + t, to.high + at * words + t);
     }
+    if (to.pairs) continue;
+    const size_t in_strip = g % kStripGroups;
+    if (in_strip == 0) listed = 0;
+    listed = list_wide<MT>(wide, int(in_strip), to.wide + at - in_strip * MT, listed);
+    to.wides[token * strips_of(groups) + g / kStripGroups * MT] = uint16_t(listed);
   }
 }
 

@@ -11,13 +11,14 @@ namespace {
 constexpr const char* kName = "avx2";
 constexpr int kTile = 4;          // tokens at once: their 2 x 4 sums, the weights and a broadcast fit 16 registers
 constexpr int kQuantizedTile = 4;  // quantized tokens
-// Tokens whose integer sums fit the registers: two each, and two more where products need widening on the way.
-template <int kBits>
-constexpr int kAtOnce = kBits == 4 ? 4 : 2;
+constexpr int kAtOnce = 4;  // of them, whose integer sums fit the registers: two each
 constexpr int kQueries = 6;        // attention's queries at once: 2 x 6 sums, keys and a broadcast fit 16 registers
 constexpr int kSums = 4;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = false;
 constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
+// Bits of weights that are multiplied with 16 bits of an activation at once: for vpmaddubsw signed bytes would need their
+// signs moved to the activations, and widening for each product, which takes as long.
+constexpr bool in_pairs(int bits) { return bits == 8; }
 
 struct Floats {
   __m256 a, b;
@@ -121,10 +122,21 @@ struct Ints {
 
 inline Ints zero_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
-// x + 256 y
-inline Ints add_256(Ints x, Ints y) {
-  return {_mm256_add_epi32(x.a, _mm256_slli_epi32(y.a, 8)), _mm256_add_epi32(x.b, _mm256_slli_epi32(y.b, 8))};
-}
+
+// Signed bytes as 16 bits, and their products with int16 activations, two columns of 16 rows at once.
+template <int kBits>
+struct Pairs {
+  static_assert(kBits == 8);
+  // Of four columns 0 and 2, and 1 and 3.
+  static Bytes even(Bytes x) {
+    return {_mm256_srai_epi16(_mm256_slli_epi16(x.a, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(x.b, 8), 8)};
+  }
+  static Bytes odd(Bytes x) { return {_mm256_srai_epi16(x.a, 8), _mm256_srai_epi16(x.b, 8)}; }
+  static Ints add(Ints sum, Bytes w, int32_t pair) {
+    const __m256i x = _mm256_set1_epi32(pair);
+    return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(w.a, x)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(w.b, x))};
+  }
+};
 
 // Sums of products of weights (kBits wide: unsigned, but signed when 8) and int8 activations, 16 rows at once. Products of
 // neighbours are added in 16 bits; 2 * 127 * (2^kBits - 1) fits there kFits times, and is widened then.

@@ -15,12 +15,14 @@ namespace {
 constexpr const char* kName = "avx512";
 constexpr int kTile = 12;           // tokens at once: 12 sums, the weights and a broadcast fit 32 registers
 constexpr int kQuantizedTile = 12;  // quantized tokens: 12 integer sums
-template <int kBits>
 constexpr int kAtOnce = 12;
 constexpr int kQueries = 12;        // attention's queries at once
 constexpr int kSums = 8;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = false;
 constexpr int kSignedOffset = 128;  // vpdpbusd wants unsigned weights: signed bytes are moved up, their minimum down
+constexpr bool in_pairs(int) { return false; }
+template <int kBits>
+struct Pairs;
 
 struct Floats {
   __m512 v;
@@ -104,8 +106,6 @@ struct Ints {
 
 inline Ints zero_ints() { return {_mm512_setzero_si512()}; }
 inline Floats to_floats(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
-// x + 256 y
-inline Ints add_256(Ints x, Ints y) { return {_mm512_add_epi32(x.v, _mm512_slli_epi32(y.v, 8))}; }
 
 // Sums of products of unsigned weights and int8 activations, 16 rows at once; vpdpbusd adds in 32 bits.
 template <int kBits>

@@ -11,12 +11,14 @@ namespace {
 constexpr const char* kName = "portable";
 constexpr int kTile = 4;
 constexpr int kQuantizedTile = 2;
-template <int kBits>
 constexpr int kAtOnce = 1;  // one token's sums in 16 bits fill half of SSE2's 16 registers
 constexpr int kQueries = 2;        // attention's queries at once
 constexpr int kSums = 1;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = true;  // widening fp16 takes many instructions
 constexpr int kSignedOffset = 0;
+constexpr bool in_pairs(int) { return false; }
+template <int kBits>
+struct Pairs;
 
 struct Floats {
   float v[16];
@@ -73,11 +75,11 @@ inline void store_int8(int8_t* p, const Floats& x) { const Floats whole = round(
 
 // 64 bytes: four columns of each of 16 rows; a row's columns 0 and 1 are one 16-bit number (the low byte first), 2 and
 // 3 the next. Vector types of GCC and clang: what GCC 12 makes of the same sums over arrays is several times slower.
-typedef uint16_t Pairs __attribute__((vector_size(16)));
+typedef uint16_t Halves __attribute__((vector_size(16)));
 typedef int16_t Words __attribute__((vector_size(16)));
 typedef int32_t Four __attribute__((vector_size(16)));
 struct Bytes {
-  Pairs v[4];
+  Halves v[4];
 };
 
 #define EACH for (int i = 0; i < 4; i++)
@@ -96,8 +98,6 @@ struct Ints {
 
 inline Ints zero_ints() { return Ints{}; }
 inline Floats to_floats(const Ints& x) { Floats r; LANES r.v[i] = float(x.v[i / 4][i % 4]); return r; }
-// x + 256 y
-inline Ints add_256(const Ints& x, const Ints& y) { Ints r; EACH r.v[i] = x.v[i] + (y.v[i] << 8); return r; }
 
 // Sums of products of weights (kBits wide: unsigned, but signed when 8) and int8 activations, 16 rows at once. As on
 // AVX2, products of neighbours are added in 16 bits, where 2 * 127 * (2^kBits - 1) fits kFits times, and widened then.
@@ -109,7 +109,7 @@ struct Dot {
   static Dot zero() { return Dot{}; }
   void add(const Bytes& w, int32_t quad) {
     const Four four = {quad, quad, quad, quad};
-    const Words even = Words(Pairs(four) << 8) >> 8, odd = Words(four) >> 8;
+    const Words even = Words(Halves(four) << 8) >> 8, odd = Words(four) >> 8;
     EACH {
       const Words low = kBits == 8 ? Words(w.v[i] << 8) >> 8 : Words(w.v[i] & 255);
       const Words high = kBits == 8 ? Words(w.v[i]) >> 8 : Words(w.v[i] >> 8);

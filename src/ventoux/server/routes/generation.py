@@ -5,9 +5,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from ventoux.chat.answers import AnswerReader
 from ventoux.engine import Request as Asked
 from ventoux.server import asking
-from ventoux.server.forms import ChatForm, PlainReader, TextForm
+from ventoux.server.forms import ChatForm, TextForm
 from ventoux.server.guard import noted
 from ventoux.server.service import Service
 from ventoux.server.streams import EventStream, Form, Whole
@@ -27,10 +28,11 @@ def _responses(model: type) -> dict[int | str, dict[str, Any]]:
 async def chat(request: Request, body: ChatBody) -> Response:
     """The assistant's next message."""
     service: Service = request.app.state.service
+    model = service.model
     requests = await asking.chat_requests(service, body)
     form = ChatForm(
-        [PlainReader() for _ in requests],
-        tokenizer=service.model.tokenizer,
+        [model.chat_format.reader(asking.tools_of(body), tokenizer=model.tokenizer) for _ in requests],
+        tokenizer=model.tokenizer,
         logprobs=bool(body.logprobs),
         streams=bool(body.stream),
         **_head(service, body),
@@ -43,10 +45,10 @@ async def completions(request: Request, body: CompletionBody) -> Response:
     """What comes after a text."""
     service: Service = request.app.state.service
     requests = await asking.completion_requests(service, body)
-    tokenizer = service.model.tokenizer
     form = TextForm(
-        [tokenizer.decode(each.prompt) if body.echo else "" for each in requests],
-        tokenizer=tokenizer,
+        [each.prompt for each in requests],
+        echo=bool(body.echo),
+        tokenizer=service.model.tokenizer,
         logprobs=body.logprobs is not None,
         **_head(service, body),
     )
@@ -59,7 +61,7 @@ async def fim(request: Request, body: FimBody) -> Response:
     service: Service = request.app.state.service
     requests = await asking.fim_requests(service, body)
     form = ChatForm(
-        [PlainReader() for _ in requests],
+        [AnswerReader(None, ()) for _ in requests],
         tokenizer=service.model.tokenizer,
         logprobs=False,
         streams=bool(body.stream),
