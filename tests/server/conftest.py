@@ -70,3 +70,12 @@ def browser() -> Iterator["Browser"]:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose answers may take seconds: 32k tokens of context, so that what interrupts comes into their middle."""
+    folder = tmp_path_factory.mktemp("long")
+    save_hf(tiny_model(vocab_size=VOCAB, sliding_window=16, max_position_embeddings=32768), folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

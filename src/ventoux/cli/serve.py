@@ -98,6 +98,7 @@ def port(text: str) -> int:
 def serve(args: Namespace) -> None:
     try:
         from ventoux.server import Settings, hosts_for
+        from ventoux.server.guard import JsonLines
         from ventoux.server.running import say
         from ventoux.server.running import serve as run
         from ventoux.server.service import Service
@@ -124,7 +125,9 @@ def serve(args: Namespace) -> None:
         adapters_folder=folder(args.adapters_folder),
         log_prompts=args.log_prompts,
     )
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(JsonLines())
+    logging.basicConfig(handlers=[lines])
     logging.getLogger("ventoux.server").setLevel(logging.INFO)
     if settings.allowed_hosts is None and not settings.api_keys:
         say(f"warning: anyone who reaches {args.host} may ask; --api-key-file or ${KEYS} has them bring a key")

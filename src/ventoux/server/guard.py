@@ -125,7 +125,8 @@ class Guard:
             if complete:
                 return await receive()  # the client leaving, some time
             try:
-                message = await asyncio.wait_for(receive(), _BODY_SECONDS)
+                async with asyncio.timeout(_BODY_SECONDS):
+                    message = await receive()
             except TimeoutError:
                 raise HTTPException(408, f"the body did not arrive within {_BODY_SECONDS:g} seconds") from None
             seen += len(message.get("body", b""))
@@ -165,6 +166,17 @@ def host_of(header: str) -> str:
 def write(event: str, **fields: Any) -> None:
     """A line of the log, as JSON."""
     log.info(json.dumps({"time": round(time.time(), 3), "event": event, **fields}, ensure_ascii=True, default=str))
+
+
+class JsonLines(logging.Formatter):
+    """Every line of the log as JSON: what `write` wrote as it is, and what others say in fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name == log.name and record.levelno == logging.INFO:
+            return record.getMessage()
+        said = {"time": round(record.created, 3), "event": record.levelname.lower(), "logger": record.name}
+        trace = {"traceback": self.formatException(record.exc_info)} if record.exc_info else {}
+        return json.dumps({**said, "message": record.getMessage(), **trace})
 
 
 def noted(scope: Mapping[str, Any], **fields: Any) -> None:

@@ -1,11 +1,13 @@
 """The process: it listens before the model is loaded, and ends when what runs has finished."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from threading import Timer
 from typing import Any
 
 import uvicorn
@@ -16,6 +18,10 @@ from ventoux.server.service import Service
 from ventoux.server.tracing import from_environment
 
 _MAX_HEADER_BYTES = 64 << 10
+_FETCH_SECONDS = 30  # for clients to take the rest of their answers, once all is computed and the server is to end
+_LAST_SECONDS = (
+    2.0  # from the second signal to the end, whatever hangs: a model being loaded, a client that reads nothing
+)
 _SWITCH_SECONDS = (
     0.0005  # how long a thread of Python's keeps others waiting: the engine's step is not to wait for JSON
 )
@@ -39,6 +45,7 @@ def serve(service: Service, *, host: str, port: int, tls: dict[str, Any]) -> Non
         access_log=False,
         server_header=False,
         timeout_keep_alive=30,
+        timeout_graceful_shutdown=_FETCH_SECONDS,
         **tls,
     )
     try:
@@ -78,8 +85,11 @@ async def _run(server: _Server, service: Service, bound: socket.socket) -> None:
     loop, ending = asyncio.get_running_loop(), asyncio.Event()
 
     def end() -> None:
-        if ending.is_set():  # the second time
-            server.should_exit = server.force_exit = True
+        if ending.is_set():  # the second time: those who wait for an answer are told that it ends here
+            last = Timer(_LAST_SECONDS, os._exit, (1,))
+            last.daemon = True
+            last.start()
+            aside.append(asyncio.create_task(service.close()))
         ending.set()
 
     async def drain() -> None:

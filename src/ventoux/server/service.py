@@ -63,7 +63,9 @@ class Service:
             self.failure, self.state = error, "failed"
             return
         settings = self.settings
-        self._engine = self._model.new_engine(budget=settings.token_budget, max_sequences=settings.max_running)
+        self._engine = self._model.new_engine(
+            budget=settings.token_budget, max_sequences=settings.max_running, prefix_bytes=settings.prefix_bytes
+        )
         capacity = settings.max_running + settings.max_waiting
         self._worker = Worker(self._engine, deliver=self._deliver, capacity=capacity)
         if self.state == "loading":
@@ -223,7 +225,8 @@ class Answer:
         while alive:
             left = self._deadline - time.monotonic()
             try:
-                batch = await asyncio.wait_for(self._mail.get(), min(settings.keep_alive_s, left))
+                async with asyncio.timeout(min(settings.keep_alive_s, left)):  # 3.11's wait_for may lose a cancellation
+                    batch = await self._mail.get()
             except TimeoutError:
                 if time.monotonic() >= self._deadline:
                     message = f"the answer took longer than {settings.timeout_s:g} seconds, which is the most"
