@@ -139,7 +139,7 @@ class Guard:
 
 
 def of_page(path: str) -> bool:
-    """Whether a browser asks for it that shows the chat page: it asks for a password then, and sends it with the rest."""
+    """Whether a browser asks for it to show the chat page: it asks for a password then, and sends it with the rest."""
     return path == "/" or path.startswith("/page/")
 
 
