@@ -132,13 +132,12 @@ class Backend:
         """Run the batch, advance the cache -> logits [rows asked for, vocab_size] float32."""
         assert isinstance(cache, Cache), "a cache of this backend's new_cache()"
         with self._lock:
-            cache.write(batch)
             return self._forward(batch, cache)
 
     def not_finite(self) -> str:
         return "its weights are damaged, or it overflows"
 
-    def _forward(self, batch: Batch, cache: _kernels.Cache) -> Float32:
+    def _forward(self, batch: Batch, cache: Cache) -> Float32:
         c, T = self.config, len(batch)
         x = np.ascontiguousarray(self._embedding.rows(batch.ids))  # [T, E], the residual stream
         normed = self._array("normed", T, c.hidden_size)
@@ -147,7 +146,7 @@ class Backend:
         attended = self._array("attended", T, c.num_heads * c.head_dim)
         gate, up = (self._array(name, T, c.intermediate_size) for name in ("gate", "up"))
         cos, sin = rotary(self._inverse_frequencies, batch.positions)
-        slots, starts, counts = batch.spans()
+        slots, starts, counts = cache.write(batch)
         for index, layer in enumerate(self._layers):
             self._rms_norm(x, layer.input_norm, normed)
             self._linear(normed, layer.qkv, [q, k, v])
