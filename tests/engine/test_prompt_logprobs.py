@@ -107,7 +107,7 @@ def test_numbers_that_are_none_within_the_prompt_end_the_request():
         ({"prompt_logprobs": 21}, "found 21"),
         ({"prompt_logprobs": True}, "found True"),
         ({"prompt_logprobs": "all"}, "found 'all'"),
-        ({"params": NOTHING}, "max_tokens must be at least 1, found 0; only with prompt_logprobs may it be 0"),
+        ({"params": NOTHING}, "max_tokens must be a whole number of at least 1, found 0"),
     ],
 )
 def test_requests_that_make_no_sense_are_refused(settings, message):

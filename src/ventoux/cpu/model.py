@@ -184,12 +184,11 @@ class Backend:
     def _layers_over(self, batch: Batch, cache: Cache) -> Float32:
         """The residual stream behind the last layer, [T, E], in memory that the next pass may write to."""
         adapted = [Adapted(self._pool, pairs, rows) for pairs, rows in self._adapters.of(batch)]
-        cache.write(batch)
         c, T = self.config, len(batch)
         arrays = Arrays(*(array[:T] for array in self._kept)) if T <= KEPT else Arrays.make(c, T)
         self._embed(batch.ids, arrays.x)
         cos, sin = rotary(self._inverse_frequencies, batch.positions)
-        on_its_way = _kernels.Pass(self._pool, cache, *arrays, cos, sin, *batch.spans())
+        on_its_way = _kernels.Pass(self._pool, cache, *arrays, cos, sin, *cache.write(batch))
         for index, layer in enumerate(self._layers):
             if adapted:
                 run_adapted(layer, index, on_its_way, arrays, adapted)

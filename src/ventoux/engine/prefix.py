@@ -34,12 +34,9 @@ class PrefixCache:
     def __init__(self, cache: Cache, budget: int) -> None:
         self._cache = cache
         self._budget = budget
-        self._kept: list[Kept] = []  # used longest ago first
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what is kept."""
-        return sum(kept.nbytes for kept in self._kept)
+        self._kept: dict[Kept, None] = {}  # used longest ago first
+        self._alike: dict[Hashable, list[Kept]] = {}  # by space and first ids: short texts may be thousands
+        self.nbytes = 0  # of what is kept
 
     def expected(self, generation: Generation, running: Iterable[Generation]) -> int:
         """How many positions `start` would take over, unless their keys have left the window."""
@@ -57,30 +54,33 @@ class PrefixCache:
             slot = self._fork(source, position, generation.length, lookahead)
             if slot is not None:
                 if isinstance(source, Kept):
-                    self._kept.remove(source)
                     if position == len(source.ids):  # superseded: all of it stands in the new sequence
-                        self._cache.free(source.slot)
+                        self._drop(source)
                     else:
-                        self._kept.append(source)
+                        self._kept[source] = self._kept.pop(source)
                 return slot, position
         return self._making_room(lambda: self._cache.allocate(generation.length, lookahead)), 0
 
     def keep(self, generation: Generation) -> None:
         """Take over a text that has ended: its slot is given back, and a copy without room for more is kept."""
         assert generation.slot is not None
-        if self._budget and generation.done >= _LEAST:
-            self._copy(generation, generation.slot)
-        self._cache.free(generation.slot)
+        try:
+            if self._budget and generation.done >= _LEAST:
+                self._copy(generation, generation.slot)
+        finally:
+            self._cache.free(generation.slot)
 
     def add(self, slot: int, ids: Int32, space: Hashable, nbytes: int) -> None:
         """Keep a sequence of `nbytes`, and no more than the budget allows, itself included."""
-        for kept in self._kept:
-            if kept.space == space and np.array_equal(kept.ids, ids):
-                self._drop(kept)
-                break
-        self._kept.append(Kept(slot, ids, space, nbytes))
+        alike = self._alike.get(_start(ids, space), [])
+        for same in [kept for kept in alike if np.array_equal(kept.ids, ids)]:
+            self._drop(same)
+        kept = Kept(slot, ids, space, nbytes)
+        self._kept[kept] = None
+        self._alike.setdefault(_start(ids, space), []).append(kept)
+        self.nbytes += nbytes
         while self.nbytes > self._budget:
-            self._drop(self._kept[0])
+            self._drop(next(iter(self._kept)))
 
     def export(self, ids: Int32, space: Hashable, running: Iterable[Generation]) -> Snapshot | None:
         """As many of the ids as a text that is kept or running begins with; None when there are too few."""
@@ -106,8 +106,8 @@ class PrefixCache:
 
     def clear(self) -> None:
         """Keep nothing of what is kept."""
-        while self._kept:
-            self._drop(self._kept[0])
+        for kept in list(self._kept):
+            self._drop(kept)
 
     def _copy(self, generation: Generation, slot: int) -> None:
         def fork() -> tuple[int | None, int]:
@@ -116,7 +116,7 @@ class PrefixCache:
 
         try:
             copy, nbytes = self._making_room(fork)
-        except MemoryError:  # it was only to save time
+        except Exception:  # it was only to save time; the text is complete
             return
         if copy is not None:
             self.add(copy, np.array(generation.ids[: generation.done], np.int32), generation.space, nbytes)
@@ -132,10 +132,9 @@ class PrefixCache:
         self, prompt: Int32, space: Hashable, running: Iterable[Generation]
     ) -> Iterator[tuple[int, Kept | Generation]]:
         """Texts of a space that begin as the prompt does, each with how far."""
-        sources: list[Kept | Generation] = [*self._kept, *running]
+        sources: list[Kept | Generation] = [*self._alike.get(_start(prompt, space), ())]
+        sources += (each for each in running if each.space == space)
         for source in sources:
-            if source.space != space:
-                continue
             ids = source.ids if isinstance(source, Kept) else source.prompt[: source.done]
             if (position := _common(prompt, ids)) >= _LEAST:
                 yield position, source
@@ -161,8 +160,18 @@ class PrefixCache:
                 self._drop(oldest)
 
     def _drop(self, kept: Kept) -> None:
-        self._kept.remove(kept)
+        del self._kept[kept]
+        alike = self._alike[_start(kept.ids, kept.space)]
+        alike.remove(kept)
+        if not alike:
+            del self._alike[_start(kept.ids, kept.space)]
+        self.nbytes -= kept.nbytes
         self._cache.free(kept.slot)
+
+
+def _start(ids: Int32, space: Hashable) -> Hashable:
+    """Equal for texts that one can take over from the other."""
+    return space, ids[:_LEAST].tobytes()
 
 
 def _common(a: Int32, b: Int32) -> int:
