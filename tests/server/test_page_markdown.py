@@ -72,7 +72,9 @@ DRAW = """async ([pieces, finish]) => {
 @pytest.fixture(scope="module")
 def hostile() -> Iterator[Served]:
     """A model that says all that, under names that are as bad."""
-    with served(lambda: answering(lambda prompt: "\n\n".join(HOSTILE)), aliases=("<img src=x onerror=hacked(0)>",)) as found:
+    with served(
+        lambda: answering(lambda prompt: "\n\n".join(HOSTILE)), aliases=("<img src=x onerror=hacked(0)>",)
+    ) as found:
         yield found
 
 
@@ -112,7 +114,9 @@ def test_nothing_hostile_does_anything(browser: "Browser", hostile: Served):
     assert len(chat.titles) == len(HOSTILE)
     chat.page.click("#new")
     chat.ask("\n".join(HOSTILE))
-    chat.page.route("**/v1/chat/completions", lambda route: route.fulfill(status=400, json={"error": {"message": HOSTILE[1]}}))
+    chat.page.route(
+        "**/v1/chat/completions", lambda route: route.fulfill(status=400, json={"error": {"message": HOSTILE[1]}})
+    )
     chat.page.fill("#question", HOSTILE[0])
     chat.page.press("#question", "Enter")
     chat.page.get_by_role("alert").wait_for()
@@ -136,7 +140,9 @@ def test_the_policy_itself_stops_what_would_get_through(browser: "Browser", host
     """Markup put in by force, as a bug of ours would: the test's own alarm rings, and nothing runs."""
     page = browser.new_page()
     chat = Chat(page, hostile.url).open()
-    page.evaluate("document.getElementById('thread').innerHTML = '<img src=x: onerror=hacked(1)><svg onload=hacked(2)>'")
+    page.evaluate(
+        "document.getElementById('thread').innerHTML = '<img src=x: onerror=hacked(1)><svg onload=hacked(2)>'"
+    )
     page.evaluate("document.body.append(Object.assign(document.createElement('script'), {textContent: 'hacked(3)'}))")
     page.evaluate("fetch('https://elsewhere.invalid/').catch(() => 0)")
     page.wait_for_timeout(300)
@@ -180,13 +186,30 @@ def test_code_is_as_it_was_written(page: "Page"):
     code = "  def f():\n\treturn '<b>**x**</b>'\n\n~~~\n# end"
     found = page.evaluate(
         f"async (given) => [...(await ({DRAW})(given)).querySelectorAll('pre')].map((pre) => pre.textContent)",
-        [[f"a\n```py\n{code}\n```\n- b\n  ```\n  in a list\n    more\n  ```\n\n````\n```\n````\n```\nnot closed"], True],
+        [
+            [f"a\n```py\n{code}\n```\n- b\n  ```\n  in a list\n    more\n  ```\n\n````\n```\n````\n```\nnot closed"],
+            True,
+        ],
     )
     assert found == [code, "in a list\n  more", "```", "not closed"]
 
 
 def document(rng: random.Random) -> str:
-    parts = [*WRITTEN, *HOSTILE, "```py\nx = 1\n\n# y\n```", "    ", "\n", "\n\n", "- ", "> ", "`", "**", "|", "1. x\n2. y", "x" * 30]
+    parts = [
+        *WRITTEN,
+        *HOSTILE,
+        "```py\nx = 1\n\n# y\n```",
+        "    ",
+        "\n",
+        "\n\n",
+        "- ",
+        "> ",
+        "`",
+        "**",
+        "|",
+        "1. x\n2. y",
+        "x" * 30,
+    ]
     return "".join(rng.choice(parts) + rng.choice(["", " ", "\n", "\n\n"]) for _ in range(rng.randrange(1, 25)))
 
 
@@ -233,6 +256,7 @@ def test_the_cost_is_linear_in_the_text(page: "Page", what: str):
       }}
       return made;
     }}"""
-    times = 40_000 // len(GROWING[what])
-    once, twice = (page.evaluate(count, [begin, GROWING[what], n]) for n in (times, 2 * times))
-    assert twice <= 2.5 * once
+    piece = GROWING[what] * (60 // len(GROWING[what]) or 1)  # a few tokens, as come between two frames
+    times = 16_000 // len(piece)
+    once, twice = (page.evaluate(count, [begin, piece, n]) for n in (times, 2 * times))
+    assert twice <= 2.5 * once + 20
