@@ -244,8 +244,8 @@ def test_damaged_storage_is_survived(chat: Chat):
 
 
 def test_full_storage_is_told_and_the_conversation_goes_on(chat: Chat):
-    fill = "for (let size = 1 << 22, i = 0; size; ) try { localStorage.setItem(i++, 'x'.repeat(size)) } catch { size >>= 1 }"
-    chat.page.evaluate(f"() => {{ {fill} }}")
+    write = "try { localStorage.setItem(i++, 'x'.repeat(size)) } catch { size >>= 1 }"
+    chat.page.evaluate(f"() => {{ for (let size = 1 << 22, i = 0; size; ) {write} }}")
     chat.ask("hello")
     assert "storage is full" in chat.page.locator("#notice").inner_text()
     chat.ask("more")

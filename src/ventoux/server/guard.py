@@ -139,7 +139,7 @@ class Guard:
 
 
 def of_page(path: str) -> bool:
-    """Whether a browser asks for it to show the chat page: it asks for a password then, and sends it with the rest."""
+    """Whether it is the chat page's: a browser asks for a password then, and sends it with all the rest."""
     return path == "/" or path.startswith("/page/")
 
 

@@ -40,7 +40,8 @@ class Inline {
     this.items = []; // strings, nodes, and openers, which are strings where nothing closes them
     this.openers = { "*": [], "_": [], "**": [], "__": [], "~~": [] }; // indices of items
     this.brackets = []; // indices of items
-    this.ticks = undefined;
+    this.ticks = undefined; // tickRuns and parentheses of the text, once they are needed
+    this.pairs = undefined;
   }
 
   nodes() {
@@ -52,7 +53,7 @@ class Inline {
       if (found > at) this.items.push(text.slice(at, found));
       at = found < text.length ? this.special(found) : found;
     }
-    return this.items.map((item) => (item.opener ? item.opener : item));
+    return texts(this.items);
   }
 
   /** Take what begins at a character that may mean something -> where to go on. */
@@ -87,15 +88,15 @@ class Inline {
     const length = end - at;
     this.ticks ??= tickRuns(text);
     const places = this.ticks.get(length) ?? [];
-    while (places.length && places[0] < end) places.shift();
+    while (places.at(-1) < end) places.pop();
     if (!places.length) {
       this.items.push(text.slice(at, end));
       return end;
     }
-    let code = text.slice(end, places[0]).replaceAll("\n", " ");
+    let code = text.slice(end, places.at(-1)).replaceAll("\n", " ");
     if (code.startsWith(" ") && code.endsWith(" ") && code.trim()) code = code.slice(1, -1);
     this.items.push(element("code", {}, code));
-    return places[0] + length;
+    return places.at(-1) + length;
   }
 
   /** "***": closes what is open, innermost first, then opens. */
@@ -151,7 +152,7 @@ class Inline {
       while (stack.length && stack.at(-1) >= from) stack.pop();
     }
     const inner = this.items.splice(from).slice(1);
-    const made = make(inner.map((item) => item.opener ?? item));
+    const made = make(texts(inner));
     made.depth = depth;
     this.items.push(made);
   }
@@ -160,8 +161,9 @@ class Inline {
   bracket(at) {
     const { text } = this;
     const from = this.brackets.pop();
-    const close = from === undefined || text[at + 1] !== "(" ? -1 : closing(text, at + 2);
-    const url = close < 0 ? undefined : safeUrl(destination(text.slice(at + 2, close)));
+    this.pairs ??= parentheses(text);
+    const close = from === undefined || text[at + 1] !== "(" ? undefined : this.pairs.get(at + 1);
+    const url = close - at < MAX_URL ? safeUrl(destination(text.slice(at + 2, close))) : undefined;
     if (url === undefined) {
       this.items.push("]");
       return at + 1;
@@ -196,15 +198,32 @@ class Inline {
   }
 }
 
+/** Items, with openers that nothing closed as the text that they are, and texts in a row as one. */
+function texts(items) {
+  const joined = [];
+  let parts = [];
+  for (const item of items) {
+    const text = typeof item === "string" ? item : item.opener;
+    if (text !== undefined) parts.push(text);
+    else {
+      if (parts.length) joined.push(parts.join(""));
+      joined.push(item);
+      parts = [];
+    }
+  }
+  if (parts.length) joined.push(parts.join(""));
+  return joined;
+}
+
 function runEnd(text, at, char) {
   while (text[at] === char) at++;
   return at;
 }
 
-/** Where runs of backticks begin, by their length. */
+/** Where runs of backticks begin, by their length, the first last. */
 function tickRuns(text) {
   const runs = new Map();
-  for (const run of text.matchAll(/`+/g)) {
+  for (const run of [...text.matchAll(/`+/g)].reverse()) {
     const places = runs.get(run[0].length) ?? [];
     places.push(run.index);
     runs.set(run[0].length, places);
@@ -212,15 +231,16 @@ function tickRuns(text) {
   return runs;
 }
 
-/** Where the parenthesis closes that was opened before `at`; -1 where it does not, within reason. */
-function closing(text, at) {
-  let depth = 1;
-  for (let i = at; i < text.length && i - at < MAX_URL; i++) {
-    if (text[i] === "(") depth++;
-    else if (text[i] === ")" && --depth === 0) return i;
-    else if (text[i] === "\n") return -1;
+/** Where the parentheses close that are opened in a line, by where they are opened. */
+function parentheses(text) {
+  const pairs = new Map();
+  const opened = [];
+  for (const { 0: char, index } of text.matchAll(/[()\n]/g)) {
+    if (char === "(") opened.push(index);
+    else if (char === "\n") opened.length = 0;
+    else if (opened.length) pairs.set(opened.pop(), index);
   }
-  return -1;
+  return pairs;
 }
 
 /** `<address> "title"` -> address */

@@ -100,8 +100,9 @@ function short(pattern, line) {
 }
 
 function inlined(tag, text) {
-  const made = element(tag, { dir: "auto" });
+  const made = element(tag);
   inline(made, text);
+  made.dir = "auto"; // now, or the browser would look for the first letter with each child
   return made;
 }
 
@@ -191,11 +192,12 @@ function item(lines, at, match, depth) {
 function entry(inner, depth) {
   const task = /^\[([ xX])\][ \t]+/.exec(inner[0]);
   if (task) inner = [inner[0].slice(task[0].length), ...inner.slice(1)];
-  const made = drawn(element("li", { dir: "auto" }), inner, depth + 1);
+  const made = drawn(element("li"), inner, depth + 1);
   const first = made.firstChild;
   if (first?.tagName === "P") {
     while (first.firstChild) first.before(first.firstChild);
     first.remove();
+    made.dir = "auto";
   }
   if (task) made.prepend(element("input", { type: "checkbox", disabled: "", ...(task[1] === " " ? {} : { checked: "" }) }));
   return made;

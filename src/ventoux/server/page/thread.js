@@ -38,8 +38,10 @@ export class Thread {
     const article = frame(message.role);
     const body = article.firstChild;
     const below = element("div", { class: "below" });
-    if (message.role === "user") body.textContent = message.content;
-    else {
+    if (message.role === "user") {
+      body.textContent = message.content;
+      body.dir = "auto";
+    } else {
       new Markdown(body).push(message.content);
       if (!message.content.trim()) body.append(element("p", { class: "small" }, "The model had nothing to say."));
       below.append(element("span", { class: "figures" }, told(message)));
@@ -153,7 +155,7 @@ export class Thread {
 
 function frame(role) {
   const label = role === "user" ? "You" : "The model";
-  return element("article", { class: role, "aria-label": label }, element("div", { class: "body", dir: "auto" }));
+  return element("article", { class: role, "aria-label": label }, element("div", { class: "body" }));
 }
 
 /** As high as its text, up to what the style allows. */
