@@ -105,6 +105,7 @@ class ToyCache:
 class ToyBackend:
     fingerprint = "a toy"
     description = Description("toy", "cpu", None, None, "none", "none", 4)
+    adapters: tuple[str, ...] = ()
     same_bits = False  # no guesses, which a clock decides on; tests of guesses say otherwise
 
     def __init__(self, row: Row = hashed, *, context_length: int = 64) -> None:

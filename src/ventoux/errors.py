@@ -71,6 +71,10 @@ class OutOfMemoryError(VentouxError, MemoryError):
     """What was asked for is larger than the memory that the system gives."""
 
 
+class GrammarOverrunError(GenerationError):
+    """A text's grammar takes more time or memory than one text may."""
+
+
 class MissingExtraError(VentouxError, ImportError):
     """A part of the package needs libraries that are not installed, or are too old."""
 
