@@ -223,6 +223,35 @@ def test_another_conversation_can_be_read_while_one_is_answered(slow_chat: Chat)
     assert slow_chat.said[0] == "sing"
 
 
+def test_two_tabs_know_of_each_other(chat: Chat):
+    chat.ask("one")
+    other = Chat(chat.page.context.new_page(), chat.url).open()
+    chat.page.get_by_label("Edit the message").click()
+    other.page.click("#new")
+    other.ask("two")
+    chat.until("document.querySelectorAll('#conversations .title').length === 2")
+    assert chat.titles == ["two", "one"]
+    assert chat.page.get_by_label("Edited message").is_visible(), "another conversation's changes disturb nothing"
+    other.page.get_by_label("Delete one").press("Enter")
+    chat.until("document.querySelectorAll('#conversations .title').length === 1")
+    other.clean()
+
+
+def test_a_model_that_is_gone_is_not_asked_for(chat: Chat):
+    gone = {
+        "title": "old",
+        "updated": 1,
+        "messages": [{"role": "user", "content": "hello"}],
+        "options": {"model": "gone"},
+    }
+    chat.page.evaluate("(text) => localStorage.setItem('ventoux.chat.old', text)", json.dumps(gone))
+    chat.page.reload()
+    chat.until("document.getElementById('model').value === 'parrot'")
+    chat.page.get_by_role("button", name="Try again").click()
+    chat.done()
+    assert chat.said == ["hello", "1: you said hello"]
+
+
 DAMAGED = [
     "{", "null", "7", '"text"', "[]", "{}", '{"messages": 5}', '{"messages": [null, 5, {"role": "system"}]}',
     '{"messages": [{"role": "user", "content": {"a": 1}}], "title": [], "options": 5, "updated": "never"}',
@@ -259,7 +288,7 @@ def test_what_goes_wrong_is_said_and_can_be_tried_again(chat: Chat):
 
     told = {
         "has as much to do": refuse(429),
-        "still being loaded": refuse(503, code="loading"),
+        "is being loaded": refuse(503, code="loading"),
         "has 600 tokens": refuse(400, code="context_length_exceeded", n_prompt_tokens=600, n_ctx=512),
         "wants a key": refuse(401),
         "cannot be reached": lambda route: route.abort(),

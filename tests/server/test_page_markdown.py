@@ -43,11 +43,10 @@ HOSTILE = [
     "${hacked(22)} {{hacked(22)}} <%= hacked(22) %>",
     "\u202e\u2066[link](https://elsewhere.invalid/)\u0000</textarea><script>hacked(23)</script>",
 ]  # fmt: skip
-ALLOWED = {
-    "A", "ARTICLE", "BLOCKQUOTE", "BR", "BUTTON", "CODE", "DEL", "DIV", "EM", "FIGCAPTION", "FIGURE", "H1", "H2", "H3", "H4",
-    "H5", "H6", "HR", "INPUT", "LI", "OL", "P", "PATH", "PRE", "SPAN", "STRONG", "SVG", "TABLE", "TBODY", "TD", "TH",
-    "THEAD", "TR", "UL",
-}  # fmt: skip
+ALLOWED = set(
+    "A ARTICLE BLOCKQUOTE BR BUTTON CODE DEL DIV EM FIGCAPTION FIGURE H1 H2 H3 H4 H5 H6 HR INPUT LI OL P PATH PRE SPAN"
+    " STRONG SVG TABLE TBODY TD TH THEAD TR UL".split()
+)
 TAME = """() => {
   const list = [...document.querySelectorAll("#thread *")];
   const attributes = list.flatMap((each) => [...each.attributes].map(({ name }) => name));
@@ -94,7 +93,8 @@ def html(page: "Page", *pieces: str) -> str:
 
 def plain(page: "Page", text: str) -> str:
     """As `html`, without what only dresses it."""
-    strip = "for (const each of body.querySelectorAll('*')) for (const name of ['dir', 'rel', 'target', 'title', 'tabindex']) each.removeAttribute(name);"  # fmt: skip
+    names = "['dir', 'rel', 'target', 'title', 'tabindex']"
+    strip = f"body.querySelectorAll('*').forEach((each) => {names}.forEach((name) => each.removeAttribute(name)));"
     code = f"async (given) => {{ const body = await ({DRAW})(given); {strip} return body.innerHTML; }}"
     return page.evaluate(code, [[text], True])
 
@@ -104,8 +104,8 @@ def test_nothing_hostile_does_anything(browser: "Browser", hostile: Served):
     chat = Chat(context.new_page(), hostile.url).open()
     for text in HOSTILE:
         chat.page.evaluate(
-            "([text, key]) => localStorage.setItem(`ventoux.chat.${key}`, JSON.stringify({id: text, title: text, system: text,"
-            " updated: 1, options: {model: text}, messages: [{role: 'user', content: text},"
+            "([text, key]) => localStorage.setItem(`ventoux.chat.${key}`, JSON.stringify({id: text, title: text,"
+            " system: text, updated: 1, options: {model: text}, messages: [{role: 'user', content: text},"
             " {role: 'assistant', content: text, reason: text, figures: {tokens: text}}]}))",
             [text, f"<img src=x onerror=hacked(-1)>{text}"],
         )
@@ -154,7 +154,8 @@ def test_the_policy_itself_stops_what_would_get_through(browser: "Browser", host
 
 
 WRITTEN = {
-    "a *b* **c** ***d*** ~~e~~ `f`": "<p>a <em>b</em> <strong>c</strong> <strong><em>d</em></strong> <del>e</del> <code>f</code></p>",
+    "a *b* **c** ***d*** ~~e~~ `f`": "<p>a <em>b</em> "
+    "<strong>c</strong> <strong><em>d</em></strong> <del>e</del> <code>f</code></p>",
     "2 * 3 * 4, snake_case_name, **open": "<p>2 * 3 * 4, snake_case_name, **open</p>",
     "*a **b*": "<p><em>a **b</em></p>",
     "**a *b* c**": "<p><strong>a <em>b</em> c</strong></p>",
@@ -167,8 +168,8 @@ WRITTEN = {
     "It was\n1984. A year": "<p>It was<br>1984. A year</p>",
     "> a\n> - b\n\nc": "<blockquote><p>a</p><ul><li>b</li></ul></blockquote><p>c</p>",
     "a\n\n---\nb": "<p>a</p><hr><p>b</p>",
-    "|a|b|\n|-|:-:|\n|c\\|d|`e|f`|\n|g|": '<div><table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td>c|d</td>'
-    "<td><code>e|f</code></td></tr><tr><td>g</td><td></td></tr></tbody></table></div>",
+    "|a|b|\n|-|:-:|\n|c\\|d|`e|f`|\n|g|": "<div><table><thead><tr><th>a</th><th>b</th></tr></thead><tbody>"
+    "<tr><td>c|d</td><td><code>e|f</code></td></tr><tr><td>g</td><td></td></tr></tbody></table></div>",
     "[a](https://x.org/y_(z) 'title') [b](other) [c]": '<p><a href="https://x.org/y_(z)">a</a> [b](other) [c]</p>',
     "see https://x.org/a_b?c=d. <https://y.org/>": '<p>see <a href="https://x.org/a_b?c=d">https://x.org/a_b?c=d</a>. '
     '<a href="https://y.org/">https://y.org/</a></p>',
@@ -241,7 +242,12 @@ GROWING = {
 }
 
 
-@pytest.mark.parametrize("what", GROWING)
+IN_SECONDS = ("paragraphs", "one block of code", "links")
+
+
+@pytest.mark.parametrize(
+    "what", [what if what in IN_SECONDS else pytest.param(what, marks=pytest.mark.slow) for what in GROWING]
+)
 def test_the_cost_is_linear_in_the_text(page: "Page", what: str):
     """Nodes that are made for a text of twice the length, which comes in pieces of a token's, are twice as many."""
     begin = {"one block of code": "```\n", "one table": "| a | b |\n|---|---|\n"}.get(what, "")

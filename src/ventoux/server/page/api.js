@@ -2,13 +2,13 @@
 
 /** What went wrong, for people to read. */
 export class ApiError extends Error {
-  constructor(message, { loading = false } = {}) {
+  constructor(message, { passing = false } = {}) {
     super(message);
-    this.loading = loading;
+    this.passing = passing; // it may be over in a second
   }
 }
 
-/** Names of the models. Raises ApiError, `loading` while there is none yet. */
+/** Names of the models. Raises ApiError. */
 export async function models() {
   const answer = await request("v1/models");
   const { data } = await answer.json();
@@ -54,7 +54,7 @@ async function request(path, options = {}) {
     answer = await fetch(path, options);
   } catch (error) {
     if (options.signal?.aborted) throw error;
-    throw new ApiError("The server cannot be reached. It may have been stopped, or the network is gone.");
+    throw new ApiError("The server cannot be reached. It may have been stopped, or the network is gone.", { passing: true });
   }
   if (!answer.ok) throw await refusal(answer);
   return answer;
@@ -71,7 +71,7 @@ async function refusal(answer) {
         "Shorten a message, or begin a new chat.",
     );
   }
-  if (error.code === "loading") return new ApiError("The model is still being loaded.", { loading: true });
+  if (error.code === "loading") return new ApiError("The model is being loaded.", { passing: true });
   if (answer.status === 401) return new ApiError("The server wants a key. Reload this page: it asks for one as a password.");
   if (answer.status === 429) return new ApiError(`The server has as much to do as it takes. Try again${later}.`);
   if (answer.status === 503) return new ApiError(`${said} Try again${later}.`);

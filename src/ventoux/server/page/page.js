@@ -50,7 +50,7 @@ class Page {
     byId("new").addEventListener("click", () => this.begin());
     document.addEventListener("keydown", (event) => this.key(event));
     themes(byId("theme"));
-    this.store.watch(() => this.reread());
+    this.store.watch((id) => this.reread(id));
     window.addEventListener("pagehide", () => {
       for (const each of this.conversations) if (this.runs.has(each.id)) this.store.save(each);
     });
@@ -77,8 +77,8 @@ class Page {
       byId("served").textContent = names[0] ?? "";
       this.notice("");
     } catch (error) {
-      this.notice(error.loading ? "The model is being loaded." : error.message);
-      setTimeout(() => this.look(), LOADING_MS);
+      this.notice(error.message);
+      if (error.passing) setTimeout(() => this.look(), LOADING_MS);
     }
   }
 
@@ -144,7 +144,7 @@ class Page {
   /** Have the current conversation's last message answered. */
   async answer() {
     const conversation = this.current;
-    const run = new Run(bodyOf(conversation));
+    const run = new Run(bodyOf(conversation, this.settings.offered));
     conversation.updated = Date.now();
     this.conversations = [conversation, ...this.conversations.filter((each) => each !== conversation)];
     this.failures.delete(conversation.id);
@@ -153,7 +153,8 @@ class Page {
     this.show();
     let saved = performance.now();
     const failure = await run.go((piece) => {
-      if (run.message.content === piece && this.runs.get(conversation.id) === run) conversation.messages.push(run.message);
+      if (this.runs.get(conversation.id) !== run) return; // stopped, and something came after all
+      if (run.message.content === piece) conversation.messages.push(run.message);
       this.thread.push(run, piece);
       const now = performance.now();
       if (now - saved < 400 + run.message.content.length / 50) return; // rarer the more there is to write
@@ -204,8 +205,8 @@ class Page {
     this.notice(`Deleted: ${titleOf(conversation)}`, "Undo", () => {
       this.store.save(conversation);
       this.notice("");
-      this.reread();
-      this.choose(this.conversations.find((each) => each.id === conversation.id) ?? this.current);
+      this.conversations = [...this.conversations, conversation].sort((a, b) => b.updated - a.updated);
+      this.choose(conversation);
     });
   }
 
@@ -216,10 +217,11 @@ class Page {
     if (this.current.messages.length) this.store.save(this.current);
   }
 
-  /** Another tab has changed what is kept. What is being answered here stays as it is here. */
-  reread() {
+  /** Another tab has changed a conversation, or all. What is being answered here stays as it is here. */
+  reread(id) {
     const mine = this.conversations.filter((each) => this.runs.has(each.id));
-    const others = this.store.load().filter((each) => !this.runs.has(each.id));
+    const same = new Map(this.conversations.filter((each) => id && each.id !== id).map((each) => [each.id, each]));
+    const others = this.store.load().filter((each) => !this.runs.has(each.id)).map((each) => same.get(each.id) ?? each);
     this.conversations = [...mine, ...others].sort((a, b) => b.updated - a.updated);
     const found = this.conversations.find((each) => each.id === this.current.id);
     if (found === this.current || !found) return this.list();
@@ -229,14 +231,14 @@ class Page {
 }
 
 /** A conversation as the server is asked. Messages of one side in a row are one: what failed is asked along. */
-function bodyOf({ system, options, messages }) {
+function bodyOf({ system, options, messages }, models) {
   const asked = system.trim() ? [{ role: "system", content: system }] : [];
   for (const { role, content } of messages) {
     const last = asked.at(-1);
     if (last?.role === role) last.content += `\n\n${content}`;
     else if (content) asked.push({ role, content });
   }
-  return { messages: asked, ...options };
+  return { messages: asked, ...options, model: models.includes(options.model) ? options.model : models[0] };
 }
 
 new Page();

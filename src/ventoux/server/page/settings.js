@@ -20,6 +20,11 @@ export class Settings {
     this.model.addEventListener("change", () => this.read());
   }
 
+  /** Names of the models that can be chosen. */
+  get offered() {
+    return [...this.model.options].map((each) => each.value);
+  }
+
   open(opened) {
     this.form.hidden = !opened;
     this.opener.setAttribute("aria-expanded", String(opened));
@@ -30,8 +35,7 @@ export class Settings {
   show({ system, options }) {
     this.system.value = system;
     for (const field of this.fields) field.value = options[field.id] ?? "";
-    if (options.model && [...this.model.options].some((each) => each.value === options.model)) this.model.value = options.model;
-    else this.model.selectedIndex = 0;
+    this.model.selectedIndex = Math.max(0, this.offered.indexOf(options.model)); // one that is gone is not asked for
     this.complain();
   }
 

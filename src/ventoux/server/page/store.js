@@ -78,10 +78,10 @@ export class Store {
     }
   }
 
-  /** Have another tab's changes told. */
+  /** Have another tab's changes told: the conversation's id, or undefined for all. */
   watch(changed) {
     window.addEventListener("storage", (event) => {
-      if (event.key === null || event.key.startsWith(PREFIX)) changed();
+      if (event.key === null || event.key.startsWith(PREFIX)) changed(event.key?.slice(PREFIX.length));
     });
   }
 }
