@@ -77,6 +77,9 @@ def serve_flags(flags: ArgumentParser) -> None:
     )
     adapters.add_argument("--adapters-folder", metavar="FOLDER", help="where /admin/adapters may find others, by name")
     flags.add_argument(
+        "--sessions-folder", metavar="FOLDER", help="where /admin/sessions keeps what was computed for conversations"
+    )
+    flags.add_argument(
         "--log-prompts", action="store_true", help="have the log hold what is asked, which it does not otherwise"
     )
 
