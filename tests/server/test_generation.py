@@ -4,6 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import numpy as np
 import pytest
 from openai import OpenAI
 from served import Served
@@ -77,6 +78,27 @@ def test_log_probabilities_are_the_models(server: Served, tiny: Mistral):
     assert b"".join(bytes(entry["bytes"]) for entry in content).decode("utf-8", "replace") == str(said)
     told = [c["choices"][0]["logprobs"] for c in stream if c["choices"][0]["logprobs"]]
     assert [entry for each in told for entry in each["content"]] == content
+
+
+def test_a_prompts_own_log_probabilities(server: Served, tiny: Mistral):
+    """What lm-eval asks: the prompt once more, with what the model thought of it, and nothing or little behind it."""
+    ids = tiny.tokenizer.encode("Call me Ishmael.", bos=True)
+    rows = tiny.logits(ids).astype("f8")
+    expected = [row[after] - np.logaddexp.reduce(row) for row, after in zip(rows, ids[1:], strict=False)]
+    with server.client() as client:
+        for prompt in ("Call me Ishmael.", ids):
+            body = {"prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 0}
+            [choice] = client.post("/v1/completions", json=body).json()["choices"]
+            assert choice["text"] == "Call me Ishmael."
+            assert choice["logprobs"]["token_logprobs"][0] is None
+            assert choice["logprobs"]["token_logprobs"][1:] == pytest.approx(expected, abs=1e-5)
+            assert [len(top) for top in choice["logprobs"]["top_logprobs"][1:]] == [1] * len(expected)
+            more = client.post("/v1/completions", json={**body, "max_tokens": 2, "temperature": 0}).json()["choices"][0]
+            assert len(more["logprobs"]["tokens"]) == len(more["logprobs"]["text_offset"]) == len(ids) + 2
+            assert more["logprobs"]["token_logprobs"][: len(ids)] == choice["logprobs"]["token_logprobs"]
+        assert client.post("/v1/completions", json={"prompt": ids, "max_tokens": 0}).status_code == 400
+        echoed = client.post("/v1/completions", json={"prompt": ids, "max_tokens": 0, "echo": True}).json()
+        assert echoed["choices"][0]["text"] == "Call me Ishmael."
 
 
 def test_many_clients_get_what_one_gets(server: Served, tiny: Mistral):

@@ -109,6 +109,9 @@ def serve(args: Namespace) -> None:
         raise MissingExtraError("ventoux serve", "server", error) from error
     if bool(args.tls_cert) != bool(args.tls_key):
         raise UsageError("--tls-cert and --tls-key belong together; give both")
+    for file in (args.tls_cert, args.tls_key):
+        if file is not None and not Path(file).is_file():
+            raise VentouxError(f"{file}: expected a file in PEM, found none")
     if args.prefix_cache_mb < 0:
         raise UsageError(f"--prefix-cache-mb must be at least 0, found {args.prefix_cache_mb}")
     adapters = dict(args.adapters)

@@ -112,10 +112,15 @@ async def completion_requests(service: Service, body: CompletionBody) -> list[Re
         raise RequestError("suffix needs one prompt, a text, and no echo")
     else:
         prompts = [await aside(fim_ids, model, body.prompt, body.suffix)]
-    requests = await requests_for(service, prompts, body, continues=body.suffix is None, logprobs=body.logprobs)
-    if not body.echo or (body.logprobs is None and body.max_tokens != 0):
-        return requests
-    return [replace(each, prompt_logprobs=body.logprobs or 0) for each in requests]
+    scored = body.echo and (body.logprobs is not None or body.max_tokens == 0)
+    return await requests_for(
+        service,
+        prompts,
+        body,
+        continues=body.suffix is None,
+        logprobs=body.logprobs,
+        prompt_logprobs=(body.logprobs or 0) if scored else None,
+    )
 
 
 async def fim_requests(service: Service, body: FimBody) -> list[Request]:
@@ -130,6 +135,7 @@ async def requests_for(
     *,
     continues: bool,
     logprobs: int | None = None,
+    prompt_logprobs: int | None = None,
 ) -> list[Request]:
     """Each prompt `n` times, with seeds of their own; n answers to a prompt stand in a row."""
     n, most = body.n or 1, service.settings.max_choices
@@ -142,6 +148,7 @@ async def requests_for(
         constraint=constraint,
         adapter=chosen(service, body.model).adapter,
         salt=body.cache_salt or "",
+        prompt_logprobs=prompt_logprobs,
     )
     return [
         replace(shared, prompt=ids, params=body.params(logprobs=logprobs, choice=choice))

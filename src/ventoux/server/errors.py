@@ -110,7 +110,9 @@ def of_validation(errors: Sequence[Any]) -> HttpError:
     if first["type"] == "json_invalid":
         return HttpError(400, f"expected a body of JSON, found something else: {first['ctx']['error']}")
     place = _place(first["loc"])
-    return HttpError(400, f"{place or 'the body'}: {first['msg']}", param=place or None)
+    if not place:
+        return HttpError(400, "expected a body of one JSON object, sent with Content-Type: application/json")
+    return HttpError(400, f"{place}: {first['msg']}", param=place)
 
 
 def _place(path: Sequence[str | int]) -> str:
