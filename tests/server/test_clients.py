@@ -78,7 +78,7 @@ def test_openai_goes_on_with_texts(client: OpenAI, went_on: str):
     for each in (answer, *chunks):
         strict(each)
     assert answer.choices[0].text == went_on == "".join(chunk.choices[0].text for chunk in chunks)
-    assert "".join(answer.choices[0].logprobs.tokens) == went_on
+    assert len(answer.choices[0].logprobs.tokens) == answer.usage.completion_tokens
     several = client.completions.create(prompt=["Call me", "The whale"], n=2, seed=3, **{**GREEDY, "temperature": 1})
     assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
 

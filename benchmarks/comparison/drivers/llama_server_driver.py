@@ -1,4 +1,4 @@
-"""llama.cpp's own server, with continuous batching and a slot for each client: writes its address, ends with its input."""
+"""llama.cpp's server, with continuous batching and a slot for each client: says its address, ends with its input."""
 
 import argparse
 import sys
