@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ventoux.batch import Batch, Float32, Snapshot
+from ventoux.batch import Batch, Description, Float32, Snapshot
 from ventoux.config import ModelConfig
 
 BOS, EOS, VOCAB = 256, 257, 258
@@ -103,6 +103,9 @@ class ToyCache:
 
 
 class ToyBackend:
+    fingerprint = "a toy"
+    description = Description("toy", "cpu", None, None, "none", "none", 4)
+    adapters: tuple[str, ...] = ()
     same_bits = False  # no guesses, which a clock decides on; tests of guesses say otherwise
 
     def __init__(self, row: Row = hashed, *, context_length: int = 64) -> None:

@@ -55,6 +55,10 @@ class PromptTooLongError(RequestError):
         self.n_ctx = n_ctx
 
 
+class PrefixFileError(VentouxError):
+    """A saved conversation cannot be written, or its file is damaged or of another model."""
+
+
 class GenerationError(VentouxError):
     """A token could not be chosen: the model's logits are not numbers, or every token is forbidden."""
 
@@ -65,6 +69,10 @@ class BusyError(VentouxError):
 
 class OutOfMemoryError(VentouxError, MemoryError):
     """What was asked for is larger than the memory that the system gives."""
+
+
+class GrammarOverrunError(GenerationError):
+    """A text's grammar takes more time or memory than one text may."""
 
 
 class MissingExtraError(VentouxError, ImportError):

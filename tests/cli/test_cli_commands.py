@@ -55,7 +55,7 @@ def test_generate_streams_what_json_says(ventoux, folder, model):
     found = json.loads(result(ventoux("generate", "Hello", *flags, "--json", "--logprobs", 2)))
     expected = model.generate("Hello", max_tokens=8, temperature=0)
     assert (found["text"], found["ids"], found["finish_reason"]) == (expected, expected.ids, "length")
-    assert found["usage"] == {"prompt_tokens": 2, "completion_tokens": 8}
+    assert found["usage"] == {"prompt_tokens": 2, "completion_tokens": 8, "cached_tokens": 0}
     assert found["guesses"].keys() == {"checked", "right"}
     assert found["timings"].keys() >= {"queued_s", "prompt_s", "decode_s"}
     assert [each["top"][0][0] for each in found["logprobs"]] == expected.ids

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
-COMMANDS = ("pull", "info", "demo", "interactive", "generate", "chat", "tokenize", "bench", "convert", "cache")
+COMMANDS = ("pull", "info", "demo", "interactive", "generate", "chat", "serve", "tokenize", "bench", "convert", "cache")
 
 
 def flags_of(help_text):

@@ -1,6 +1,7 @@
 """What begins alike is computed once: the same ids, texts and logits as without, and nothing mixed that must not be."""
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -276,3 +277,25 @@ def test_facts_13_prefixes_are_exact_with_the_window_or_not_taken(windowed, kv_c
         assert all(position < 25 for position, _ in (found[4], found[7], found[10]))  # those keys are gone
     with_cache.clear_prefixes()
     assert with_cache.kv_bytes == with_cache.prefix_bytes == 0
+
+
+@pytest.mark.parametrize("windows", [(None, None), (40, 40)])
+@pytest.mark.parametrize("drafts", [False, True])
+def test_facts_12_guesses_go_on_from_what_was_taken_over(tmp_path_factory, windows, drafts):
+    """A clock that stands still: guessing never seems to cost anything. Some texts outgrow the window, some do not."""
+    model = tiny.tiny_model(3, vocab_size=258)
+    found = checkpoint.read(tiny.save_hf(model, tmp_path_factory.mktemp("guesses")))
+    backend = Backend(replace(found.config, windows=windows), found.tensors, threads=1)
+    draft = Backend(replace(found.config, windows=windows), found.tensors, threads=1) if drafts else None
+    guessing = Engine(backend, prefix_bytes=1 << 20, clock=lambda: 0.0, draft=draft)
+    plain = Engine(backend, speculates=False)
+    prompt, checked = [1, 2, 3, 4] * 5, 0
+    for turn in range(5):
+        for params in (GREEDY, SamplingParams(seed=turn, temperature=0.3, max_tokens=9, logprobs=1)):
+            [kept], [fresh] = (run(engine, Request(prompt, params)) for engine in (guessing, plain))
+            assert seen(kept) == seen(fresh)
+            assert bool(cached(kept)) == (turn > 0 or params is not GREEDY)
+            checked += kept.guesses.checked
+        prompt = [*prompt, *kept.ids, 1, 2, 3, 4]
+    assert checked > 0 or (windows[0] and not drafts)  # there nothing repeats before the window is full
+    assert guessing.kv_bytes == 0

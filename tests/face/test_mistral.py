@@ -8,11 +8,13 @@ import pickle
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from toy import EOS, VOCAB, ByteTokenizer, ToyBackend, hashed, saying
+import tiny
+from toy import BOS, EOS, VOCAB, ByteTokenizer, ToyBackend, hashed, saying
 
 import ventoux
 from ventoux import ChatError, Completion, Finished, GenerationError, Mistral, PromptTooLongError, RequestError, Token
@@ -247,3 +249,15 @@ def test_what_is_neither_text_nor_ids_is_refused(prompt: Any) -> None:
     for method in ("generate", "stream"):
         with pytest.raises(RequestError, match=f"text or a list of token ids, found {type(prompt).__name__}"):
             getattr(toy(), method)(prompt)
+
+
+def test_a_chats_next_turn_reads_only_what_is_new(tmp_path: Path) -> None:
+    """As `load` makes a model: the answers are those of one that keeps nothing, and so are their log-probabilities."""
+    model = ventoux.load(tiny.save_hf(tiny.tiny_model(vocab_size=258), tmp_path), threads=1)
+    prompt = [BOS, *b"a question of some length"]
+    for turn in range(3):
+        answer = model.generate(prompt, temperature=0, max_tokens=7, logprobs=1, ignore_eos=True)
+        alone = Mistral(model.backend).generate(prompt, temperature=0, max_tokens=7, logprobs=1, ignore_eos=True)
+        assert (answer.ids, answer.logprobs) == (alone.ids, alone.logprobs)
+        assert answer.usage.cached_tokens == (len(prompt) - 6 if turn else 0)
+        prompt = [*prompt, *answer.ids, *b"and?!"]

@@ -1,7 +1,9 @@
 """Models small enough for a test, behind servers."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from served import Served, served
@@ -10,6 +12,9 @@ from tiny_tokenizer import VOCAB, tiny_tokenizer
 
 import ventoux
 from ventoux.model import Mistral
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +56,20 @@ def default(default_model: Path) -> Mistral:
 def default_server(default: Mistral) -> Iterator[Served]:
     with served(lambda: default, aliases=("default",)) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Headless Chromium, Debian's or another's; for a module, since Playwright's loop would be in others' way."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    if not (program := next(filter(None, map(shutil.which, names)), None)):
+        pytest.skip(f"needs one of {', '.join(names)} on PATH")
+    with sync_api.sync_playwright() as playwright:
+        # No sandbox: in containers it cannot be had, and what is shown is ours.
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

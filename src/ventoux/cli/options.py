@@ -148,13 +148,14 @@ def sampling_flags() -> ArgumentParser:
 def sampling(args: Namespace) -> dict[str, Any]:
     """The flags that were given, under their names in `SamplingParams`, checked before a model is loaded."""
     from ventoux.decoding import SamplingParams
+    from ventoux.engine import Request
 
     names = (*SAMPLING, "logit_bias", "stop", "stop_ids", "ignore_eos", "logprobs")
     given = {name: getattr(args, name) for name in names if hasattr(args, name)}
     if "logit_bias" in given:
         given["logit_bias"] = dict(given["logit_bias"])
     try:
-        SamplingParams(**given)
+        Request((), SamplingParams(**given))
     except RequestError as error:
         raise wrong_flag(error, names) from error
     return given

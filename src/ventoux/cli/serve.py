@@ -77,6 +77,9 @@ def serve_flags(flags: ArgumentParser) -> None:
     )
     adapters.add_argument("--adapters-folder", metavar="FOLDER", help="where /admin/adapters may find others, by name")
     flags.add_argument(
+        "--sessions-folder", metavar="FOLDER", help="where /admin/sessions keeps what was computed for conversations"
+    )
+    flags.add_argument(
         "--log-prompts", action="store_true", help="have the log hold what is asked, which it does not otherwise"
     )
 
@@ -123,6 +126,7 @@ def serve(args: Namespace) -> None:
         timeout_s=args.timeout,
         prefix_bytes=args.prefix_cache_mb << 20,
         adapters_folder=folder(args.adapters_folder),
+        sessions_folder=folder(args.sessions_folder),
         log_prompts=args.log_prompts,
     )
     lines = logging.StreamHandler(sys.stderr)
@@ -141,9 +145,9 @@ def serve(args: Namespace) -> None:
 
 
 def folder(name: str | None) -> Path | None:
-    """A folder that is there; None for none."""
+    """A folder that has to be there; None where none is named."""
     if name is not None and not Path(name).is_dir():
-        raise VentouxError(f"{name}: expected a folder of adapters, found none")
+        raise VentouxError(f"{name}: expected a folder, found none; make it first")
     return None if name is None else Path(name)
 
 

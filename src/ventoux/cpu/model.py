@@ -5,6 +5,7 @@ Shapes: T tokens of a batch, E hidden_size, H heads, K KV heads, D head_dim, F i
 
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -99,7 +100,7 @@ class Backend:
         self._norm = tensors["norm.weight"].float32()
         head = "embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"
         matrices = [t for name, t in tensors.items() if len(t.shape) == 2 and (name == head or "layers." in name)]
-        weights = weights_of(self._pool, matrices)
+        self._weights = weights = weights_of(self._pool, matrices)
         self._head = weights[head]
         self._layers = [self._layer(tensors, weights, i) for i in range(config.num_layers)]
         self.step_bytes = sum(weight.nbytes for weight in weights.values())  # the embedding's rows come from its file
@@ -131,6 +132,13 @@ class Backend:
             kv_itemsize=KV_ITEMSIZE[self.kv_dtype],
             kv_scale=4 if self.kv_dtype == "int8" else 0,
         )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        spread = np.linspace(0, self.config.vocab_size - 1, 64, dtype=np.int32)
+        embedding = np.ascontiguousarray(self._embedding.rows(spread)).view(np.uint8).reshape(-1)
+        about = self.config, "cpu", self.isa, self.compute, _kernels.LAYOUT_VERSION
+        return seam.fingerprint(about, [embedding, *(weight.packed for weight in self._weights.values())])
 
     def new_cache(self) -> Cache:
         c = self.config
@@ -176,12 +184,11 @@ class Backend:
     def _layers_over(self, batch: Batch, cache: Cache) -> Float32:
         """The residual stream behind the last layer, [T, E], in memory that the next pass may write to."""
         adapted = [Adapted(self._pool, pairs, rows) for pairs, rows in self._adapters.of(batch)]
-        cache.write(batch)
         c, T = self.config, len(batch)
         arrays = Arrays(*(array[:T] for array in self._kept)) if T <= KEPT else Arrays.make(c, T)
         self._embed(batch.ids, arrays.x)
         cos, sin = rotary(self._inverse_frequencies, batch.positions)
-        on_its_way = _kernels.Pass(self._pool, cache, *arrays, cos, sin, *batch.spans())
+        on_its_way = _kernels.Pass(self._pool, cache, *arrays, cos, sin, *cache.write(batch))
         for index, layer in enumerate(self._layers):
             if adapted:
                 run_adapted(layer, index, on_its_way, arrays, adapted)

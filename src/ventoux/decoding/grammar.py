@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ventoux.decoding.schema import check_grammar, check_schema
-from ventoux.errors import GenerationError, GrammarError, MissingExtraError, RequestError, TokenizerError
+from ventoux.errors import GrammarError, GrammarOverrunError, MissingExtraError, RequestError, TokenizerError
 from ventoux.tokenizer.base import Tokenizer
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class Constraint:
     def allowed(self, size: int) -> Bool:
         """Which of `size` ids may come next, bool [size]; those that end a text exactly when it may end here.
 
-        Raises GenerationError when the grammar takes too long over this text.
+        Raises GrammarOverrunError when the grammar takes too long over this text.
         """
         begun = perf_counter()
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
@@ -80,7 +80,7 @@ class Constraint:
         left = self._seconds + _SECONDS_OF_A_STEP - (perf_counter() - begun)
         self._seconds = min(left, _SECONDS)
         if self._seconds < 0:
-            raise GenerationError(
+            raise GrammarOverrunError(
                 f"the grammar takes more than {1000 * _SECONDS_OF_A_STEP:.0f} ms a token; make it less ambiguous"
             )
         mask = np.zeros(size, bool)  # a model may have more ids than its tokenizer: no token, never allowed
@@ -95,7 +95,9 @@ class Constraint:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise GenerationError(f"the grammar cannot be followed any further: {_reason(self._matcher.get_error())}")
+            raise GrammarOverrunError(
+                f"the grammar cannot be followed any further: {_reason(self._matcher.get_error())}"
+            )
 
 
 class Grammars:

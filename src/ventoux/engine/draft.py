@@ -164,7 +164,11 @@ class DraftModel:
             if limit > 0:
                 at = min(reader.done, end - 1)
                 left = reader.pace.width(limit, self.ledger.price)
-                texts.append(_Writing(each, each.rehearsal(), at, each.ids[at:], left))
+                try:
+                    chooser = each.rehearsal()
+                except Exception:  # what its own next token will say too: no reason to guess no more for the others
+                    continue
+                texts.append(_Writing(each, chooser, at, each.ids[at:], left))
         while wanting := [text for text in texts if text.left]:
             segments = []
             for text in wanting:

@@ -1,9 +1,10 @@
 """The one decode loop: `Engine.step()` is schedule, forward, sample, emit, over whatever requests are alive."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count, islice
+from pathlib import Path
 from time import perf_counter
 
 from ventoux.batch import Backend, Batch, Float32, Segment, check_adapter
@@ -11,6 +12,7 @@ from ventoux.decoding import MAX_DRAFT
 from ventoux.engine.generation import Generation
 from ventoux.engine.prefix import PrefixCache
 from ventoux.engine.request import Event, Finished, Reason, Request, check_ids, check_logits, check_prompt
+from ventoux.engine.saving import load, save
 from ventoux.engine.scheduler import Chunk, Progress, schedule
 from ventoux.engine.speculation import Speculation
 from ventoux.errors import OutOfMemoryError, PromptTooLongError, RequestError, shown
@@ -82,6 +84,25 @@ class Engine:
     def clear_prefixes(self) -> None:
         """Keep nothing of what has ended, as when it was computed by weights that have changed."""
         self._prefixes.clear()
+
+    def save_prefix(self, ids: Sequence[int], path: str | Path, *, salt: str = "") -> int:
+        """Write keys and values of a text into a file -> of how many of its ids, from the first on.
+
+        They are those of the longest common prefix with a text of this salt that is kept or running. Raises
+        RequestError when there is none, and PrefixFileError.
+        """
+        check_prompt(ids, self._backend.config)
+        space, running = Request(ids, salt=salt).space, self._running.values()
+        return save(Path(path), self._backend, ids, lambda text: self._prefixes.export(text, space, running))
+
+    def load_prefix(self, path: str | Path, *, salt: str = "") -> list[int]:
+        """Keep what `save_prefix` wrote, for requests of this salt -> its ids.
+
+        Raises PrefixFileError when the file is damaged, of another model, or larger than prefix_bytes, and
+        OutOfMemoryError.
+        """
+        space = Request((), salt=salt).space
+        return load(Path(path), self._backend, lambda ids, snapshot: self._prefixes.restore(snapshot, ids, space))
 
     def add(self, request: Request) -> int:
         """Queue a request -> the key under which its events come. Raises as `check` does, before anything is queued."""

@@ -43,7 +43,7 @@ class Request:
         if k is not None and (type(k) is not int or not 0 <= k <= MAX_LOGPROBS):
             raise RequestError(f"prompt_logprobs must be a whole number from 0 to {MAX_LOGPROBS}, found {k!r}")
         if k is None and self.params.max_tokens == 0:
-            raise RequestError("max_tokens must be at least 1, found 0; only with prompt_logprobs may it be 0")
+            raise RequestError("max_tokens must be a whole number of at least 1, found 0")
         if not isinstance(self.salt, str):
             raise RequestError(f"salt must be a string, found {self.salt!r}")
 

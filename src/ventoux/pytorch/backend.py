@@ -6,6 +6,7 @@ T tokens of a batch, H heads, K KV heads, D head_dim, W window.
 
 import threading
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,12 @@ class Backend:
     def step_bytes(self) -> int:
         embedding, head = self._model.model.embed_tokens.weight, self._model.lm_head.weight
         return sum(w.nbytes for w in self._model.parameters() if w is head or w is not embedding)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        weights = (weight.detach().flatten() for weight in self._model.parameters())
+        spread = (weight[:: len(weight) // 4096 | 1].cpu().view(torch.uint8).numpy() for weight in weights)
+        return seam.fingerprint((self.config, "pytorch", self.device.type, self.dtype), spread)
 
     def new_cache(self) -> Cache:
         return Cache(self.config, dtype=self.dtype, device=self.device)

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from ventoux.errors import VentouxError
 from ventoux.server.errors import HttpError, as_http, of_validation, response_of
 from ventoux.server.guard import Guard
-from ventoux.server.routes import admin, embeddings, generation, status, tokens
+from ventoux.server.routes import admin, embeddings, generation, page, status, tokens
 from ventoux.server.service import Service
 from ventoux.server.tracing import Tracing
 from ventoux.server.wire.shared import ErrorBody
@@ -46,7 +46,7 @@ def create_app(service: Service, *, tracing: Tracing | None = None) -> ASGIApp:
         title="Ventoux", summary=ABOUT, version=version("ventoux"), lifespan=_living(service), responses=_FAILURES
     )
     app.state.service = service
-    for routes in (generation, embeddings, tokens, status, admin):
+    for routes in (generation, embeddings, tokens, status, admin, page):
         app.include_router(routes.router)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(VentouxError, _failed)

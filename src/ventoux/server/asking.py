@@ -2,11 +2,11 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from ventoux.chat import encode_fim
+from ventoux.chat import encode, encode_fim
 from ventoux.decoding import Constraint
 from ventoux.decoding.tools import tool_calls
 from ventoux.engine import Request
@@ -66,6 +66,12 @@ def chat_ids(model: Mistral, body: ChatBody) -> list[int]:
         tools=tools_of(body),
         safe_prompt=bool(body.safe_prompt),
     )
+
+
+def conversation_ids(model: Mistral, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """A conversation as it stands, its last answer included."""
+    form = model.chat_format
+    return encode(messages, tokenizer=model.tokenizer, version=form.version, template=form.template)
 
 
 def tools_of(body: ChatBody) -> list[dict[str, Any]] | None:

@@ -10,7 +10,9 @@ from ventoux.errors import (
     BusyError,
     ChatError,
     GenerationError,
+    GrammarOverrunError,
     OutOfMemoryError,
+    PrefixFileError,
     PromptTooLongError,
     RequestError,
     TokenizerError,
@@ -77,7 +79,7 @@ def as_http(error: Exception) -> HttpError:
             n_prompt_tokens=error.n_prompt_tokens,
             n_ctx=error.n_ctx,
         )
-    if isinstance(error, RequestError | ChatError | TokenizerError):
+    if isinstance(error, RequestError | ChatError | TokenizerError | PrefixFileError | GrammarOverrunError):
         return HttpError(400, str(error))
     if isinstance(error, BusyError):
         return HttpError(503, str(error), headers={"Retry-After": "5"})

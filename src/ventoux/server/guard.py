@@ -105,7 +105,7 @@ class Guard:
                 401,
                 "expected an API key, as `Authorization: Bearer KEY`, found none that is known",
                 code="invalid_api_key",
-                headers={"WWW-Authenticate": 'Basic realm="ventoux", charset="UTF-8"'} if path == "/" else None,
+                headers={"WWW-Authenticate": 'Basic realm="ventoux", charset="UTF-8"'} if of_page(path) else None,
             )
 
     def _same_origin(self, origin: str, headers: Headers) -> bool:
@@ -136,6 +136,11 @@ class Guard:
             return message
 
         return receiving
+
+
+def of_page(path: str) -> bool:
+    """Whether it is the chat page's: a browser asks for a password then, and sends it with all the rest."""
+    return path == "/" or path.startswith("/page/")
 
 
 def known(authorization: str, x_api_key: str, keys: tuple[str, ...]) -> bool:

@@ -63,7 +63,9 @@ class Service:
             self.failure, self.state = error, "failed"
             return
         settings = self.settings
-        self._engine = self._model.new_engine(budget=settings.token_budget, max_sequences=settings.max_running)
+        self._engine = self._model.new_engine(
+            budget=settings.token_budget, max_sequences=settings.max_running, prefix_bytes=settings.prefix_bytes
+        )
         capacity = settings.max_running + settings.max_waiting
         self._worker = Worker(self._engine, deliver=self._deliver, capacity=capacity)
         if self.state == "loading":

@@ -139,7 +139,8 @@ inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_t
       float* partial = scratch.partial[p - panel0];
       if constexpr (l.bits > 0) {
         if (x.group) {
-          quantized_strip<f>(w, x, p, c0 / l.group, n / l.group, token0, token1, scratch.strip, partial, scratch.high[p - panel0]);
+          float* high = scratch.high[p - panel0];
+          quantized_strip<f>(w, x, p, c0 / l.group, n / l.group, token0, token1, scratch.strip, partial, high);
           continue;
         }
       }

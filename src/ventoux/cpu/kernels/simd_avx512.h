@@ -22,7 +22,7 @@ constexpr bool kSlowHalf = false;
 constexpr int kSignedOffset = 128;  // vpdpbusd wants unsigned weights: signed bytes are moved up, their minimum down
 constexpr bool in_pairs(int) { return false; }
 template <int kBits>
-struct Pairs;
+struct Pairs;  // of simd_avx2.h alone
 
 struct Floats {
   __m512 v;

@@ -18,7 +18,7 @@ constexpr bool kSlowHalf = true;  // widening fp16 takes many instructions
 constexpr int kSignedOffset = 0;
 constexpr bool in_pairs(int) { return false; }
 template <int kBits>
-struct Pairs;
+struct Pairs;  // of simd_avx2.h alone
 
 struct Floats {
   float v[16];

@@ -1,4 +1,4 @@
-"""/admin: LoRA adapters that come and go while the server runs. These routes have keys of their own."""
+"""/admin: adapters that come and go while the server runs, and conversations in files. With keys of their own."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from ventoux.errors import CheckpointError, RequestError
 from ventoux.server import asking
 from ventoux.server.errors import HttpError, Json
 from ventoux.server.service import Service
-from ventoux.server.wire.admin import AdapterBody, Adapters, Name
+from ventoux.server.wire.admin import AdapterBody, Adapters, Name, Session, SessionBody, SessionName
 
 router = APIRouter(prefix="/admin", tags=["admin"])
 
@@ -42,6 +42,33 @@ async def unload(request: Request, name: Name) -> Json:
         raise HttpError(404, f"there is no adapter {name!r} here")
     await service.call(lambda engine: engine.unload_adapter(name))
     return _listed(service)
+
+
+@router.post("/sessions/save", response_model=Session)
+async def save(request: Request, body: SessionBody) -> Json:
+    """Keep what was computed for a conversation, or a text, in a file: as far as it is still there."""
+    service: Service = request.app.state.service
+    file, model = within(service.settings.sessions_folder, body.name, "--sessions-folder"), service.model
+    if (body.messages is None) == (body.prompt is None):
+        raise RequestError("expected messages, a conversation, or prompt, a text; give one of them")
+    if body.messages is not None:
+        messages = [message.plain() for message in body.messages]
+        ids = await asking.aside(asking.conversation_ids, model, messages)
+    else:
+        [ids] = await asking.aside(asking.ids_of, model, body.prompt)
+    tokens = await service.call(lambda engine: engine.save_prefix(ids, file, salt=body.cache_salt or ""))
+    return Json({"name": body.name, "tokens": tokens})
+
+
+@router.post("/sessions/restore", response_model=Session)
+async def restore(request: Request, body: SessionName) -> Json:
+    """Have requests that go on with a saved text begin where it ended."""
+    service: Service = request.app.state.service
+    file = within(service.settings.sessions_folder, body.name, "--sessions-folder")
+    if not file.is_file():
+        raise HttpError(404, f"there is no session {body.name!r} here")
+    ids = await service.call(lambda engine: engine.load_prefix(file, salt=body.cache_salt or ""))
+    return Json({"name": body.name, "tokens": len(ids)})
 
 
 def within(folder: Path | None, name: str, flag: str) -> Path:
