@@ -30,12 +30,12 @@ def write_into(page: Path, results: Results) -> None:
     page.write_text(before + begin + markdown(results, drawings, found(results)) + end + after)
 
 
-def parts(page: Path) -> tuple[str, str, str, str, str]:
+def parts(page: Path, begin_mark: str = BEGIN, end_mark: str = END) -> tuple[str, str, str, str, str]:
     """A page's text before its marks, a mark, the text between, a mark, the rest. ValueError if it has no marks."""
-    before, begin, rest = page.read_text().partition(BEGIN)
-    between, end, after = rest.partition(END)
+    before, begin, rest = page.read_text().partition(begin_mark)
+    between, end, after = rest.partition(end_mark)
     if not (begin and end):
-        raise ValueError(f"{page} has no lines {BEGIN.strip()} and {END.strip()} to write between")
+        raise ValueError(f"{page} has no lines {begin_mark.strip()} and {end_mark.strip()} to write between")
     return before, begin, between, end, after
 
 

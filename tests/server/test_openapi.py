@@ -1,4 +1,4 @@
-"""Whatever our own description of the API allows, and what it does not: no 5xx, and no answer that it does not describe."""
+"""Whatever our own description of the API allows or forbids: no 5xx, and no answer that it does not describe."""
 
 from typing import Any
 

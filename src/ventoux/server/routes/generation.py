@@ -17,7 +17,7 @@ from ventoux.server.wire.completions import CompletionBody, CompletionOut, FimBo
 from ventoux.server.wire.shared import Sampled
 
 router = APIRouter(prefix="/v1", tags=["generation"])
-_STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+_STREAM: dict[str, Any] = {"text/event-stream": {}}  # events, whose schema OpenAPI 3.1 has no words for
 
 
 def _responses(model: type) -> dict[int | str, dict[str, Any]]:

@@ -61,4 +61,10 @@ def _model(service: Service, name: str) -> dict[str, object]:
         "created": service.started,
         "owned_by": "ventoux",
         "max_model_len": config.context_length,
+        "type": "base",
+        "max_context_length": config.context_length,
+        "capabilities": {
+            "completion_chat": True,
+            "completion_fim": service.model.chat_format.version in ("v2", "v3", "v7"),
+        },
     }

@@ -9,12 +9,22 @@ class Status(BaseModel):
     status: Literal["loading", "ready", "failed", "draining"]
 
 
+class Capabilities(BaseModel):
+    completion_chat: bool
+    completion_fim: bool
+
+
 class Model(BaseModel):
+    """OpenAI's fields, vLLM's `max_model_len`, and those that Mistral's clients look for."""
+
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     max_model_len: int
+    type: Literal["base"]
+    max_context_length: int
+    capabilities: Capabilities
 
 
 class Models(BaseModel):
