@@ -8,8 +8,9 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ventoux.engine import Event
+from ventoux.errors import VentouxError
 from ventoux.server.errors import as_http, body_of, to_json
-from ventoux.server.guard import noted
+from ventoux.server.guard import log, noted
 from ventoux.server.service import Answer
 
 DONE = b"data: [DONE]\n\n"
@@ -108,6 +109,8 @@ class EventStream(Response):
                     yield written(chunks)
             yield written(self._form.end()) + DONE
         except Exception as error:
+            if not isinstance(error, VentouxError):
+                log.exception("a stream failed")  # the guard sees errors only where no answer has begun
             yield written([body_of(as_http(error))])
 
 
