@@ -78,7 +78,8 @@ def deltas(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
             call = {"index": piece.index, "id": piece.id, "type": "function"}
             found.append({"tool_calls": [{**call, "function": {"name": piece.name, "arguments": ""}}]})
         else:
-            found.append({"tool_calls": [{"index": piece.index, "function": {"arguments": piece.text}}]})
+            more = {"name": "", "arguments": piece.text}  # Mistral's client wants a name in each; others add them up
+            found.append({"tool_calls": [{"index": piece.index, "function": more}]})
     return found
 
 

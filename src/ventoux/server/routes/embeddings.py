@@ -1,6 +1,7 @@
 """/v1/embeddings: the mean of each text's hidden states, of length 1."""
 
 import base64
+from secrets import token_hex
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ async def embeddings(request: Request, body: EmbeddingsBody) -> Json:
         for index, vector in enumerate(vectors)
     ]
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return Json({"object": "list", "data": data, "model": chosen.name, "usage": usage})
+    return Json({"id": f"embd-{token_hex(12)}", "object": "list", "data": data, "model": chosen.name, "usage": usage})
 
 
 def written(vector: Any, encoding: str | None) -> list[float] | str:

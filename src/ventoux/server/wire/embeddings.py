@@ -34,6 +34,7 @@ class EmbeddingsUsage(BaseModel):
 
 
 class EmbeddingsOut(BaseModel):
+    id: str  # Mistral's
     object: Literal["list"]
     data: list[Embedding]
     model: str
