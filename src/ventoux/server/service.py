@@ -216,6 +216,11 @@ class Answer:
         self._mail = mail
         self._deadline = time.monotonic() + service.settings.timeout_s
 
+    @property
+    def seconds(self) -> float:
+        """How long the answer may still take."""
+        return max(0.0, self._deadline - time.monotonic())
+
     async def batches(self) -> AsyncIterator[Batch]:
         """Events by request, as they come, until all have finished; [] where nothing came for a while.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from fastapi.responses import Response
@@ -15,6 +16,7 @@ from ventoux.server.service import Answer
 
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": still at work\n\n"
+_PATIENCE = 30.0  # seconds that an answer, once complete, may take to be read
 
 
 class Form(Protocol):
@@ -92,7 +94,9 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b""})
 
         try:
-            await while_connected(receive, write)
+            with suppress(TimeoutError):  # a client that does not read would keep its socket and its answer for ever
+                async with asyncio.timeout(self._answer.seconds + _PATIENCE):
+                    await while_connected(receive, write)
         finally:
             count(scope, self._form)
             self._answer.close()
