@@ -59,5 +59,8 @@ class _Now:
         running, waiting = service.queue
         yield GaugeMetricFamily("ventoux_num_requests_running", "Requests in the engine's steps", running)
         yield GaugeMetricFamily("ventoux_num_requests_waiting", "Requests that wait for a place", waiting)
-        yield GaugeMetricFamily("ventoux_kv_cache_bytes", "Keys and values, of kept texts too", service.kv_bytes)
+        yield GaugeMetricFamily("ventoux_kv_cache_bytes", "Keys and values of running requests", service.kv_bytes)
+        yield GaugeMetricFamily(
+            "ventoux_prefix_cache_bytes", "Keys and values kept of ended texts", service.prefix_bytes
+        )
         yield GaugeMetricFamily("ventoux_ready", "1 when requests are taken", service.state == "ready")

@@ -100,8 +100,13 @@ class Service:
 
     @property
     def kv_bytes(self) -> int:
-        """Bytes of keys and values that running and kept texts hold."""
-        return self._engine.kv_bytes + self._engine.prefix_bytes if self._engine else 0
+        """Bytes of keys and values that running requests hold."""
+        return self._engine.kv_bytes if self._engine else 0
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Bytes of keys and values that are kept of texts that have ended."""
+        return self._engine.prefix_bytes if self._engine else 0
 
     @property
     def queue(self) -> tuple[int, int]:
