@@ -203,7 +203,7 @@ def test_what_keeps_it_from_starting_is_one_line(tiny_folder: Path, tmp_path: Pa
         wrong = {
             f"cannot listen on 127.0.0.1 port {port}": ("-m", tiny_folder, "--port", port),
             "there is no such file": ("-m", tmp_path / "nothing"),
-            "files of TLS": ("-m", tiny_folder, "--tls-cert", tmp_path / "a", "--tls-key", tmp_path / "b"),
+            "in PEM": ("-m", tiny_folder, "--tls-cert", tmp_path / "a", "--tls-key", tmp_path / "b"),
         }
         started = {said: Process(*arguments) for said, arguments in wrong.items()}
         for said, process in started.items():
