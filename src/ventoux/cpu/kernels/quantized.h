@@ -74,12 +74,20 @@ inline Floats quantized_token(const uint8_t* panel, const Activations& x) {
   const int groups = x.columns / l.group;
   Floats sum = splat(0);
   for (int g = 0; g < groups; g++) {
-    const Group group = group_at<f>(panel, g);
-    fetch_ahead<f>(group.quants);
-    Ints dot = dot_of_group<f>(group.quants, x.low + size_t(g) * words);
-    if constexpr (!in_pairs(l.bits))
-      if (x.wide[g]) dot = add_256(dot, dot_of_group<f>(group.quants, x.high + size_t(g) * words));
-    sum = add_group<f>(sum, dot, group.scale, group.min, x.scale[g], x.sum[g]);
+    for (; g < groups && (in_pairs(l.bits) || !x.wide[g]); g++) {  // a loop of its own: most groups, and nothing but low parts
+      const Group group = group_at<f>(panel, g);
+      fetch_ahead<f>(group.quants);
+      const Ints dot = dot_of_group<f>(group.quants, x.low + size_t(g) * words);
+      sum = add_group<f>(sum, dot, group.scale, group.min, x.scale[g], x.sum[g]);
+    }
+    if (g == groups) break;
+    if constexpr (!in_pairs(l.bits)) {
+      const Group group = group_at<f>(panel, g);
+      fetch_ahead<f>(group.quants);
+      const Ints low = dot_of_group<f>(group.quants, x.low + size_t(g) * words);
+      const Ints dot = add_256(low, dot_of_group<f>(group.quants, x.high + size_t(g) * words));
+      sum = add_group<f>(sum, dot, group.scale, group.min, x.scale[g], x.sum[g]);
+    }
   }
   return sum;
 }
@@ -185,10 +193,9 @@ inline Sums<n> dots_of_group(const uint8_t* lines, const int32_t* x) {
   return sums;
 }
 
-// One group of unpacked lines . the high parts of a tile, of the tokens whose bits are set; zeros for the others. Apart, so
-// that the sums of low parts do not take its registers.
+// One group of unpacked lines . the high parts of a tile, of the tokens whose bits are set; zeros for the others.
 template <int kBits, int kLines, int MT>
-[[gnu::noinline]] void high_dots(const uint8_t* lines, const int32_t* quads, unsigned wide, int32_t* high) {
+inline void high_dots(const uint8_t* lines, const int32_t* quads, unsigned wide, int32_t* high) {
   constexpr int n = MT < kAtOnce ? MT : kAtOnce;
   if (wide == (1u << MT) - 1) {
     for (int t = 0; t < MT; t += n) dots_of_group<kBits, kLines, MT, n>(lines, quads + t).store_to(high + t * kPanel);
@@ -201,21 +208,27 @@ template <int kBits, int kLines, int MT>
   }
 }
 
+// The same for all groups of a strip that have some: [group][token][16 rows]. Apart and first, so that the low parts' loop
+// has no call, whose registers it would give up.
+template <int kBits, int kLines, int MT>
+[[gnu::noinline]] void high_parts(const Strip& w, const Activations& x, size_t at, int groups, int32_t* high) {
+  for (int g = 0; g < groups; g++, at += MT, high += MT * kPanel)
+    if (x.wide[at]) high_dots<kBits, kLines, MT>(w.bytes + g * kLines * 64, x.high + at * kLines, x.wide[at], high);
+}
+
 // Groups of a strip . a tile of tokens, of which `at` is the first group's place. The sums in floats stay in memory from
 // group to group: registers are for those in integers.
 template <Format f, int MT>
 inline void quantized_tile(const Strip& w, const Activations& x, size_t at, int groups, float* partial, bool first) {
   constexpr Layout l = layout(f);
-  constexpr int n = MT < kAtOnce ? MT : kAtOnce, lines = in_pairs(l.bits) ? 2 * l.lines() : l.lines();
-  alignas(64) int32_t high[MT * kPanel];
+  constexpr bool pairs = in_pairs(l.bits);
+  constexpr int n = MT < kAtOnce ? MT : kAtOnce, lines = pairs ? 2 * l.lines() : l.lines();
+  alignas(64) int32_t high[pairs ? 1 : kStripGroups * MT * kPanel];
+  if constexpr (!pairs) high_parts<l.bits, l.lines(), MT>(w, x, at, groups, high);
   for (int g = 0; g < groups; g++, at += MT, first = false) {
-    const uint8_t* group = w.bytes + g * lines * 64;
-    const unsigned wide = in_pairs(l.bits) ? 0 : x.wide[at];
-    if constexpr (!in_pairs(l.bits))
-      if (wide) high_dots<l.bits, l.lines(), MT>(group, x.high + at * lines, wide, high);
     for (int t = 0; t < MT; t += n) {
-      Sums<n> sums = dots_of_group<l.bits, l.lines(), MT, n>(group, x.low + at * lines + t);
-      if (wide) sums.add_high(high + t * kPanel);
+      Sums<n> sums = dots_of_group<l.bits, l.lines(), MT, n>(w.bytes + g * lines * 64, x.low + at * lines + t);
+      if (!pairs && x.wide[at]) sums.add_high(high + (g * MT + t) * kPanel);
       sums.template add_to<f>(partial + t * kPanel, first, load(w.scale + g * kPanel), load(w.min + g * kPanel), x.scale + at + t,
                               x.sum + at + t);
     }
