@@ -60,7 +60,7 @@ def test_a_row_does_not_depend_on_its_neighbours(isa, format, compute):
 @pytest.mark.parametrize("format", BLOCKS)
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
 def test_what_stands_out_is_counted_where_it_stands(isa, format, share):
-    """High parts are gone through by lists, token by token or by tiles: each counts once, in its own row and group."""
+    """High parts are multiplied token by token or tile by tile: each counts once, in its own row and group."""
     packed, exact = weights(format)
     pool, rng = _kernels.Pool(2, isa), np.random.default_rng(3)
     weight = _kernels.Weight(pool, format, COLUMNS, packed)

@@ -29,9 +29,7 @@ constexpr int activation_group(Format f) { return f <= Format::BF16 ? 0 : f == F
 //              high   the same; zeros where a token's group is not wide
 //              scale  [tile][group][token of the tile]: an activation is (low + 256 high) * scale
 //              sum    [tile][group][token of the tile], the group's sum: what a weight's minimum is multiplied with
-//              wide   [tile][strip][...]: which groups of a strip of kStripGroups have high parts, in their order: (the
-//                     group's number in the strip) * (the tile's tokens) + token, or kAllWide + group for all the tokens
-//              wides  [tile][strip], at the strip's first token: how many there are
+//              wide   [tile][group]: bit t for token t of the tile, whose high part is not 0; all bits where most would be set
 //   in pairs:  low    [tile][group][column / 2][token of the tile], two int16 in an int32: of columns 0 and 2, 1 and 3, ...
 //              scale  [tile][group][token of the tile]: an activation is int16 * scale
 //              sum    as above; no group has a high part
@@ -46,11 +44,8 @@ struct Activations {
   float* x;
   int32_t *low, *high;
   float *scale, *sum;
-  uint16_t *wide, *wides;
+  uint16_t* wide;
 };
-constexpr int kStripGroups = 32;
-constexpr uint16_t kAllWide = 1 << 15;
-static constexpr size_t strips_of(size_t groups) { return (groups + kStripGroups - 1) / kStripGroups; }
 
 // How activations are rounded before they are multiplied with blocks: not at all; to 16 bits; to 8 where that is enough.
 enum class Rounding : int { None, Int16, Mixed };
@@ -136,7 +131,7 @@ struct Kernels {
 };
 
 constexpr int kWidestTile = 12;              // tokens; regrouping splits its work at multiples of it
-constexpr size_t kScratchBytes = 160 * 1024;  // for a thread: unpacked weights in L1, sums in L2
+constexpr size_t kScratchBytes = 96 * 1024;  // for a thread: unpacked weights in L1, sums in L2
 
 // Floats that n queries' findings take: a maximum and a sum in 16 lanes for each tile, and D sums for each query. A tile
 // may hold a single query.

@@ -21,7 +21,6 @@ struct Scratch {
     alignas(64) float columns[kStripColumns * kPanel];
   };
   alignas(64) float partial[kPanelBlock][kTokenBlock * kPanel];
-  alignas(64) float high[kPanelBlock][kTokenBlock * kPanel];
 };
 static_assert(sizeof(Scratch) <= kScratchBytes, "kScratchBytes is too small");
 
@@ -38,21 +37,16 @@ inline void finish(float* y, int lanes, bool add_to, Floats sum) {
 
 // --- quantized activations ---
 
-// Groups g0 .. g0 + n of one panel, for tokens [token0, token1): adds to their sums of low and of high parts.
+// Groups g0 .. g0 + n of one panel, for tokens [token0, token1): adds to their partial sums.
 template <Format f>
 inline void quantized_strip(const Matrix& w, const Activations& x, int panel, int g0, int n, int token0, int token1, Strip& strip,
-                            float* low, float* high) {
+                            float* partial) {
   constexpr Layout l = layout(f);
   const size_t groups = size_t(w.columns / l.group);
   unpack_bytes<f>(w.data + size_t(panel) * w.panel_bytes, g0, n, strip);
   for_each_tile<kQuantizedTile>(token0, token1, [&](int t, auto size) {
     constexpr int MT = decltype(size)::value;
-    const size_t at = size_t(t) * groups + size_t(g0) * MT, to = size_t(t - token0) * kPanel;
-    low_parts<f, MT>(strip, x, at, n, low + to, g0 == 0);
-    if constexpr (!in_pairs(l.bits)) {
-      const int count = x.wides[size_t(t) * strips_of(groups) + size_t(g0 / kStripGroups) * MT];
-      if (count) high_parts<l.bits, l.lines(), MT>(strip, x, at, count, high + to);
-    }
+    quantized_tile<f, MT>(strip, x, size_t(t) * groups + size_t(g0) * MT, n, partial + (t - token0) * kPanel, g0 == 0);
   });
 }
 
@@ -112,14 +106,10 @@ inline void float_strip(const Matrix& w, const Activations& x, int panel, int c0
 
 // --- both ---
 
-// Writes the sums of tokens [token0, token1) of one panel; `high` may be null.
-inline void finish_block(const Matrix& w, const float* low, const float* high, float* y, bool add_to, int panel, int token0,
-                         int token1) {
-  for (int t = token0; t < token1; t++) {
-    const int at = (t - token0) * kPanel;
-    const Floats sum = high ? whole(load(low + at), load(high + at)) : load(low + at);
-    finish(y + size_t(t) * w.rows + size_t(panel) * kPanel, w.rows - panel * kPanel, add_to, sum);
-  }
+// Writes the sums of tokens [token0, token1) of one panel.
+inline void finish_block(const Matrix& w, const float* partial, float* y, bool add_to, int panel, int token0, int token1) {
+  for (int t = token0; t < token1; t++)
+    finish(y + size_t(t) * w.rows + size_t(panel) * kPanel, w.rows - panel * kPanel, add_to, load(partial + (t - token0) * kPanel));
 }
 
 // Tokens [token0, token1) of panels [panel0, panel1), at most kTokenBlock and kPanelBlock, strip by strip.
@@ -127,30 +117,21 @@ template <Format f>
 inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, int token0, int token1,
                      Scratch& scratch) {
   constexpr Layout l = layout(f);
-  const bool two_parts = x.group && !x.pairs;
   const int width = x.group ? kGroups<f> * l.group : kStripColumns;
-  if (two_parts) {
-    for (int p = 0; p < panel1 - panel0; p++)
-      for (int i = 0; i < (token1 - token0) * kPanel; i += kPanel) store(scratch.high[p] + i, splat(0));
-  }
   for (int c0 = 0; c0 < w.columns; c0 += width) {
     const int n = c0 + width < w.columns ? width : w.columns - c0;
     for (int p = panel0; p < panel1; p++) {
       float* partial = scratch.partial[p - panel0];
       if constexpr (l.bits > 0) {
         if (x.group) {
-          float* high = scratch.high[p - panel0];
-          quantized_strip<f>(w, x, p, c0 / l.group, n / l.group, token0, token1, scratch.strip, partial, high);
+          quantized_strip<f>(w, x, p, c0 / l.group, n / l.group, token0, token1, scratch.strip, partial);
           continue;
         }
       }
       float_strip<f>(w, x, p, c0, n, token0, token1, scratch.columns, partial);
     }
   }
-  for (int p = panel0; p < panel1; p++) {
-    const float* high = two_parts ? scratch.high[p - panel0] : nullptr;
-    finish_block(w, scratch.partial[p - panel0], high, y, add_to, p, token0, token1);
-  }
+  for (int p = panel0; p < panel1; p++) finish_block(w, scratch.partial[p - panel0], y, add_to, p, token0, token1);
 }
 
 template <Format f>

@@ -31,7 +31,7 @@ constexpr int kForms = 5;
 
 // Activations of some tokens in one form, in memory from `at` on; moves `at` behind them.
 Activations place(int tokens, int columns, Form form, uint8_t*& at) {
-  Activations a{tokens, columns, form.group, form.pairs, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  Activations a{tokens, columns, form.group, form.pairs, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   const size_t n = size_t(tokens) * size_t(columns);
   const auto take = [&](size_t bytes) {
     uint8_t* p = at;
@@ -42,14 +42,13 @@ Activations place(int tokens, int columns, Form form, uint8_t*& at) {
     a.x = (float*)take(n * 4);
     return a;
   }
-  const size_t groups = n / size_t(form.group), strips = size_t(tokens) * strips_of(size_t(columns / form.group));
+  const size_t groups = n / size_t(form.group);
   a.low = (int32_t*)take(form.pairs ? 2 * n : n);
   a.scale = (float*)take(groups * 4);
   a.sum = (float*)take(groups * 4);
   if (!form.pairs) {
     a.high = (int32_t*)take(n);
     a.wide = (uint16_t*)take(groups * 2);
-    a.wides = (uint16_t*)take(strips * 2);
   }
   return a;
 }
@@ -57,9 +56,9 @@ Activations place(int tokens, int columns, Form form, uint8_t*& at) {
 size_t placed_bytes(int tokens, int columns, Form form) {
   const size_t n = size_t(tokens) * size_t(columns);
   if (form.group == 0) return padded(n * 4);
-  const size_t groups = n / size_t(form.group), strips = size_t(tokens) * strips_of(size_t(columns / form.group));
+  const size_t groups = n / size_t(form.group);
   const size_t always = padded(form.pairs ? 2 * n : n) + 2 * padded(groups * 4);
-  return form.pairs ? always : always + padded(n) + padded(groups * 2) + padded(strips * 2);
+  return form.pairs ? always : always + padded(n) + padded(groups * 2);
 }
 
 }  // namespace

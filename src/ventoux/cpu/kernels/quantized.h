@@ -1,7 +1,7 @@
 // Block formats . quantized activations: one token straight from a panel, or a tile of tokens from an unpacked strip.
 //
-// A token's low parts and its high parts have a sum each, in floats, group by group. So the few groups that have high parts
-// are gone through on their own, token by token, and cost the other tokens of a tile nothing.
+// What low and high parts of a group give is added in integers, before anything is rounded. High parts are multiplied for
+// the tokens that have some: where a group has none it costs a test.
 #pragma once
 
 #include "unpack.h"
@@ -9,7 +9,7 @@
 namespace ventoux {
 namespace {
 
-constexpr int kStripLines = kStripGroups * 8;  // 16 KiB of unpacked bytes: leaves half of L1 to a tile of activations
+constexpr int kStripGroups = 32, kStripLines = kStripGroups * 8;  // 16 KiB of unpacked bytes: leaves half of L1 to a tile of activations
 
 struct Strip {
   alignas(64) uint8_t bytes[kStripLines * 64];
@@ -34,15 +34,11 @@ inline void fetch_ahead(const uint8_t* quants) {
   for (int i = 0; i < layout(f).group_bytes(); i += 64) __builtin_prefetch(quants + kAhead + i);
 }
 
-inline Floats add_scaled(Floats sum, Ints dot, Floats scale, float x_scale) {
-  return fma(to_floats(dot), mul(scale, splat(x_scale)), sum);
-}
 template <Format f>
 inline Floats add_group(Floats sum, Ints dot, Floats scale, Floats min, float x_scale, float x_sum) {
-  sum = add_scaled(sum, dot, scale, x_scale);
+  sum = fma(to_floats(dot), mul(scale, splat(x_scale)), sum);
   return kMin<f> ? fnma(min, splat(x_sum), sum) : sum;
 }
-inline Floats whole(Floats low, Floats high) { return fma(high, splat(256), low); }
 
 // --- one token ---
 
@@ -76,23 +72,24 @@ inline Floats quantized_token(const uint8_t* panel, const Activations& x) {
   constexpr Layout l = layout(f);
   constexpr int words = in_pairs(l.bits) ? 2 * l.lines() : l.lines();
   const int groups = x.columns / l.group;
-  Floats low = splat(0), high = splat(0);
-  for (int g0 = 0; g0 < groups; g0 += kGroups<f>) {
-    const int g1 = g0 + kGroups<f> < groups ? g0 + kGroups<f> : groups;
-    for (int g = g0; g < g1; g++) {
+  Floats sum = splat(0);
+  for (int g = 0; g < groups; g++) {
+    for (; g < groups && (in_pairs(l.bits) || !x.wide[g]); g++) {  // a loop of its own: most groups, and nothing but low parts
       const Group group = group_at<f>(panel, g);
       fetch_ahead<f>(group.quants);
       const Ints dot = dot_of_group<f>(group.quants, x.low + size_t(g) * words);
-      low = add_group<f>(low, dot, group.scale, group.min, x.scale[g], x.sum[g]);
+      sum = add_group<f>(sum, dot, group.scale, group.min, x.scale[g], x.sum[g]);
     }
-    const int wide = in_pairs(l.bits) ? 0 : x.wides[g0 / kStripGroups];
-    for (int i = 0; i < wide; i++) {
-      const int g = g0 + (x.wide[g0 + i] & ~kAllWide);
+    if (g == groups) break;
+    if constexpr (!in_pairs(l.bits)) {
       const Group group = group_at<f>(panel, g);
-      high = add_scaled(high, dot_of_group<f>(group.quants, x.high + size_t(g) * words), group.scale, x.scale[g]);
+      fetch_ahead<f>(group.quants);
+      const Ints low = dot_of_group<f>(group.quants, x.low + size_t(g) * words);
+      const Ints dot = add_256(low, dot_of_group<f>(group.quants, x.high + size_t(g) * words));
+      sum = add_group<f>(sum, dot, group.scale, group.min, x.scale[g], x.sum[g]);
     }
   }
-  return whole(low, high);
+  return sum;
 }
 
 // --- a tile of tokens ---
@@ -149,15 +146,19 @@ struct Sums {
     sum = Pairs<kBits>::add(sum, words, *pairs);
     rest.template add_pairs<kBits>(words, pairs + 1);
   }
+  void store_to(int32_t* to) const {
+    store_ints(to, sum);
+    rest.store_to(to + kPanel);
+  }
+  void add_high(const int32_t* high) {
+    sum = add_256(sum, load_ints(high));
+    rest.add_high(high + kPanel);
+  }
   // Scaled, to the sums in floats: the tokens' own scales and sums stand one after the other.
   template <Format f>
-  void add_to(float* low, bool first, Floats scale, Floats min, const float* x_scale, const float* x_sum) const {
-    store(low, add_group<f>(first ? splat(0) : load(low), sum, scale, min, *x_scale, *x_sum));
-    rest.template add_to<f>(low + kPanel, first, scale, min, x_scale + 1, x_sum + 1);
-  }
-  void add_to(float* high, Floats scale, const float* x_scale) const {
-    store(high, add_scaled(load(high), sum, scale, *x_scale));
-    rest.add_to(high + kPanel, scale, x_scale + 1);
+  void add_to(float* partial, bool first, Floats scale, Floats min, const float* x_scale, const float* x_sum) const {
+    store(partial, add_group<f>(first ? splat(0) : load(partial), sum, scale, min, *x_scale, *x_sum));
+    rest.template add_to<f>(partial + kPanel, first, scale, min, x_scale + 1, x_sum + 1);
   }
 };
 template <>
@@ -166,9 +167,10 @@ struct Sums<0> {
   void add(const Dots<kBits, 0>&) {}
   template <int kBits>
   void add_pairs(Bytes, const int32_t*) {}
+  void store_to(int32_t*) const {}
+  void add_high(const int32_t*) {}
   template <Format f>
   void add_to(float*, bool, Floats, Floats, const float*, const float*) const {}
-  void add_to(float*, Floats, const float*) const {}
 };
 
 // One group of unpacked lines . n tokens of a tile of MT.
@@ -191,38 +193,43 @@ inline Sums<n> dots_of_group(const uint8_t* lines, const int32_t* x) {
   return sums;
 }
 
-// The high parts of a tile's groups: of one token, or of all where more than half have some. `at` is where the strip's
-// groups begin. Apart, so that the sums of low parts do not take its registers.
+// One group of unpacked lines . the high parts of a tile, of the tokens whose bits are set; zeros for the others.
 template <int kBits, int kLines, int MT>
-[[gnu::noinline]] void high_parts(const Strip& w, const Activations& x, size_t at, int count, float* high) {
+inline void high_dots(const uint8_t* lines, const int32_t* quads, unsigned wide, int32_t* high) {
   constexpr int n = MT < kAtOnce ? MT : kAtOnce;
-  for (int i = 0; i < count; i++) {
-    const int entry = x.wide[at + i];
-    const bool all = entry & kAllWide;
-    const int g = all ? entry & ~kAllWide : entry / MT;
-    const uint8_t* lines = w.bytes + g * kLines * 64;
-    const Floats scale = load(w.scale + g * kPanel);
-    const int32_t* quads = x.high + (at + size_t(g) * MT) * kLines;
-    const float* x_scale = x.scale + at + size_t(g) * MT;
-    if (all) {
-      for (int t = 0; t < MT; t += n)
-        dots_of_group<kBits, kLines, MT, n>(lines, quads + t).add_to(high + t * kPanel, scale, x_scale + t);
-    } else {
-      const int t = entry % MT;
-      dots_of_group<kBits, kLines, MT, 1>(lines, quads + t).add_to(high + t * kPanel, scale, x_scale + t);
-    }
+  if (wide == (1u << MT) - 1) {
+    for (int t = 0; t < MT; t += n) dots_of_group<kBits, kLines, MT, n>(lines, quads + t).store_to(high + t * kPanel);
+    return;
+  }
+  for (int t = 0; t < MT; t++) store_ints(high + t * kPanel, zero_ints());
+  for (; wide; wide &= wide - 1) {
+    const int t = __builtin_ctz(wide);
+    dots_of_group<kBits, kLines, MT, 1>(lines, quads + t).store_to(high + t * kPanel);
   }
 }
 
-// The sums in floats stay in memory from group to group: registers are for those in integers.
+// The same for all groups of a strip that have some: [group][token][16 rows]. Apart and first, so that the low parts' loop
+// has no call, whose registers it would give up.
+template <int kBits, int kLines, int MT>
+[[gnu::noinline]] void high_parts(const Strip& w, const Activations& x, size_t at, int groups, int32_t* high) {
+  for (int g = 0; g < groups; g++, at += MT, high += MT * kPanel)
+    if (x.wide[at]) high_dots<kBits, kLines, MT>(w.bytes + g * kLines * 64, x.high + at * kLines, x.wide[at], high);
+}
+
+// Groups of a strip . a tile of tokens, of which `at` is the first group's place. The sums in floats stay in memory from
+// group to group: registers are for those in integers.
 template <Format f, int MT>
-inline void low_parts(const Strip& w, const Activations& x, size_t at, int groups, float* low, bool first) {
+inline void quantized_tile(const Strip& w, const Activations& x, size_t at, int groups, float* partial, bool first) {
   constexpr Layout l = layout(f);
-  constexpr int n = MT < kAtOnce ? MT : kAtOnce, lines = in_pairs(l.bits) ? 2 * l.lines() : l.lines();
+  constexpr bool pairs = in_pairs(l.bits);
+  constexpr int n = MT < kAtOnce ? MT : kAtOnce, lines = pairs ? 2 * l.lines() : l.lines();
+  alignas(64) int32_t high[pairs ? 1 : kStripGroups * MT * kPanel];
+  if constexpr (!pairs) high_parts<l.bits, l.lines(), MT>(w, x, at, groups, high);
   for (int g = 0; g < groups; g++, at += MT, first = false) {
     for (int t = 0; t < MT; t += n) {
-      const Sums<n> sums = dots_of_group<l.bits, l.lines(), MT, n>(w.bytes + g * lines * 64, x.low + at * lines + t);
-      sums.template add_to<f>(low + t * kPanel, first, load(w.scale + g * kPanel), load(w.min + g * kPanel), x.scale + at + t,
+      Sums<n> sums = dots_of_group<l.bits, l.lines(), MT, n>(w.bytes + g * lines * 64, x.low + at * lines + t);
+      if (!pairs && x.wide[at]) sums.add_high(high + (g * MT + t) * kPanel);
+      sums.template add_to<f>(partial + t * kPanel, first, load(w.scale + g * kPanel), load(w.min + g * kPanel), x.scale + at + t,
                               x.sum + at + t);
     }
   }

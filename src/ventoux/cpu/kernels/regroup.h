@@ -53,18 +53,13 @@ inline Quantized quantize_group(const float* x, int group, float ordinary) {
   return to;
 }
 
-// Adds group g of a strip to the list of those that have high parts: kernels.h says how. Returns the list's new length.
+// Which tokens of a tile have a high part: kernels.h says how. Of the others they are zeros, and go along with many.
 template <int MT>
-inline int list_wide(const bool* wide, int g, uint16_t* list, int listed) {
-  int tokens = 0;
-  for (int t = 0; t < MT; t++) tokens += wide[t];
-  if (2 * tokens > MT) {
-    list[listed++] = uint16_t(kAllWide + g);
-  } else if (tokens) {
-    for (int t = 0; t < MT; t++)
-      if (wide[t]) list[listed++] = uint16_t(g * MT + t);
-  }
-  return listed;
+inline uint16_t wide_tokens(const bool* wide) {
+  static_assert(MT <= 16, "a bit for each token");
+  int tokens = 0, bits = 0;
+  for (int t = 0; t < MT; t++) tokens += wide[t], bits |= wide[t] << t;
+  return uint16_t(2 * tokens > MT ? (1 << MT) - 1 : bits);
 }
 
 // A token's words of a group, next to those of the tile's others.
@@ -92,7 +87,6 @@ inline void regroup_quantized(const float* x, const Activations& to, Rounding ro
   float ordinary[MT];
   for (int t = 0; t < MT; t++)
     ordinary[t] = wide_above(x + (token + t) * columns, columns, to.pairs ? Rounding::Int16 : rounding);
-  int listed = 0;
   for (size_t g = 0; g < groups; g++) {
     const size_t at = token * groups + g * MT;
     bool wide[MT];
@@ -104,11 +98,7 @@ inline void regroup_quantized(const float* x, const Activations& to, Rounding ro
       if (to.pairs) place_pairs<MT>(group, to.group, to.low + 2 * at * words + t);
       else place_parts<MT>(group, words, to.low + at * words + t, to.high + at * words + t);
     }
-    if (to.pairs) continue;
-    const size_t in_strip = g % kStripGroups;
-    if (in_strip == 0) listed = 0;
-    listed = list_wide<MT>(wide, int(in_strip), to.wide + at - in_strip * MT, listed);
-    to.wides[token * strips_of(groups) + g / kStripGroups * MT] = uint16_t(listed);
+    if (!to.pairs) to.wide[at] = wide_tokens<MT>(wide);
   }
 }
 

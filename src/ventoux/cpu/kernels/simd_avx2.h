@@ -122,6 +122,16 @@ struct Ints {
 
 inline Ints zero_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+inline Ints load_ints(const int32_t* p) {
+  return {_mm256_loadu_si256((const __m256i*)p), _mm256_loadu_si256((const __m256i*)(p + 8))};
+}
+inline void store_ints(int32_t* p, Ints x) {
+  _mm256_storeu_si256((__m256i*)p, x.a), _mm256_storeu_si256((__m256i*)(p + 8), x.b);
+}
+// x + 256 y
+inline Ints add_256(Ints x, Ints y) {
+  return {_mm256_add_epi32(x.a, _mm256_slli_epi32(y.a, 8)), _mm256_add_epi32(x.b, _mm256_slli_epi32(y.b, 8))};
+}
 
 // Signed bytes as 16 bits, and their products with int16 activations, two columns of 16 rows at once.
 template <int kBits>

@@ -106,6 +106,10 @@ struct Ints {
 
 inline Ints zero_ints() { return {_mm512_setzero_si512()}; }
 inline Floats to_floats(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
+inline Ints load_ints(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline void store_ints(int32_t* p, Ints x) { _mm512_storeu_si512(p, x.v); }
+// x + 256 y
+inline Ints add_256(Ints x, Ints y) { return {_mm512_add_epi32(x.v, _mm512_slli_epi32(y.v, 8))}; }
 
 // Sums of products of unsigned weights and int8 activations, 16 rows at once; vpdpbusd adds in 32 bits.
 template <int kBits>
