@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from pathlib import Path
 from statistics import median
@@ -35,11 +35,12 @@ from ventoux.checkpoint import pull
 from ventoux.cpu import physical_cores
 
 BARE = "Ventoux without a server"
+PLAIN = "Ventoux without guesses"  # answers that go on past their ends repeat themselves, and repetitions are guessed
 CONTEXT = 1024  # positions of a slot of llama.cpp's: the longest prompt and its answer
 BEGIN, END = (f"<!-- {word}: written by benchmarks/serve.py -->\n" for word in ("begin", "end"))
 LOADS = {  # name -> clients, requests, arrivals a second (None: closed loop), engines
-    "8 clients": (8, 24, None, (OURS, LLAMA, BARE)),
-    "32 clients": (32, 48, None, (OURS, LLAMA, BARE)),
+    "8 clients": (8, 24, None, (OURS, LLAMA, PLAIN, BARE)),
+    "32 clients": (32, 48, None, (OURS, LLAMA, PLAIN, BARE)),
     "arrivals, 0.8 a second": (32, 16, 0.8, (OURS, LLAMA)),
 }
 # figure, what it is, unit, 1 where more is better and -1 where less is, the target against llama.cpp
@@ -73,9 +74,9 @@ def process(command: list[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextmanager
-def ours(args: argparse.Namespace, clients: int) -> Iterator[str]:
-    """The address of `ventoux serve` with its own defaults."""
-    command = [sys.executable, "-m", "ventoux", "serve", "-m", str(args.model), "--threads", str(args.threads)]
+def ours(args: argparse.Namespace, clients: int, *flags: str) -> Iterator[str]:
+    """The address of `ventoux serve` with its own defaults, but for `flags`."""
+    command = [sys.executable, "-m", "ventoux", "serve", "-m", str(args.model), "--threads", str(args.threads), *flags]
     with tempfile.NamedTemporaryFile("r") as log:
         with open(log.name, "w") as told:
             server = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.DEVNULL, stderr=told)
@@ -91,6 +92,10 @@ def ours(args: argparse.Namespace, clients: int) -> Iterator[str]:
         finally:
             server.terminate()
             server.wait()
+
+
+def plain(args: argparse.Namespace, clients: int) -> AbstractContextManager[str]:
+    return ours(args, clients, "--no-speculation")
 
 
 @contextmanager
@@ -137,6 +142,9 @@ def bare(args: argparse.Namespace, clients: int, asked: list[Any]) -> dict[str, 
         return load.figures([load.Asked(**each) for each in json.loads(line)])
 
 
+SERVERS = {OURS: ours, PLAIN: plain, LLAMA: llama}
+
+
 def pair(name: str, args: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
     clients, requests, rate, engines = LOADS[name]
     asked, found = load.bodies(requests, seed=seed), {}
@@ -144,7 +152,7 @@ def pair(name: str, args: argparse.Namespace, seed: int) -> dict[str, dict[str, 
         if engine == BARE:
             found[engine] = bare(args, clients, asked)
         else:
-            found[engine] = measured(ours if engine == OURS else llama, args, clients, asked, rate, seed)
+            found[engine] = measured(SERVERS[engine], args, clients, asked, rate, seed)
         say(f"  {engine}: {found[engine]['tok_s']:.0f} tokens/s, first {found[engine]['first_p95_s']:.2f} s")
     return found
 
@@ -163,6 +171,8 @@ def markdown(results: dict[str, Any]) -> str:
         for figure, text, unit, sign, target in ROWS:
             goal = None if figure == "tok_s" and LOADS[name][2] else target  # who is not asked for more cannot do more
             lines.append(row(name, text, unit, pairs, figure, sign, LLAMA, goal))
+        if PLAIN in pairs[0]:
+            lines.append(row(name, f"{ROWS[0][1]}, without guesses", "", pairs, "tok_s", 1, LLAMA, 1.5, engine=PLAIN))
         if BARE in pairs[0]:
             lines.append(row(name, ROWS[0][1], "", pairs, "tok_s", 1, BARE, 0.95))
         asking += [each[OURS]["asking_cpu_s"] / each[OURS]["wall_s"] for each in pairs]
@@ -170,10 +180,19 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def row(
-    name: str, text: str, unit: str, pairs: list[Any], figure: str, sign: int, peer: str, target: float | None
+    name: str,
+    text: str,
+    unit: str,
+    pairs: list[Any],
+    figure: str,
+    sign: int,
+    peer: str,
+    target: float | None,
+    *,
+    engine: str = OURS,
 ) -> str:
     scale = 1000 if unit == "ms" else 1
-    a, b = ([each[engine][figure] * scale for each in pairs] for engine in (OURS, peer))
+    a, b = ([each[name][figure] * scale for each in pairs] for name in (engine, peer))
     ratios = [(x / y) ** sign for x, y in zip(a, b, strict=True)]
     reached = "" if target is None else "yes" if median(ratios) >= target else "**no**"
     goal = "" if target is None else f"{target:g}"
