@@ -52,6 +52,12 @@ def test_every_route_wants_a_key(locked: Served, method: str, route: str):
         assert client.request(method, route, headers={"Authorization": "Bearer swordfish"}).status_code != 401
 
 
+def test_no_page_runs_scripts_of_another_host(server: Served):
+    with server.client() as client:
+        assert [client.get(page).status_code for page in ("/docs", "/redoc")] == [404, 404]
+        assert "http" not in client.get("/").text.replace("http-equiv", "").replace("http://www.w3.org", "")
+
+
 def test_a_load_balancer_needs_none(locked: Served):
     with locked.client() as client:
         assert [client.get(route).status_code for route in ("/health", "/ready")] == [200, 200]

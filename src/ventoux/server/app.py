@@ -43,7 +43,13 @@ def create_app(service: Service, *, tracing: Tracing | None = None) -> ASGIApp:
     """The server as an ASGI application. It starts loading the model when it is started itself."""
     settings = service.settings
     app = FastAPI(
-        title="Ventoux", summary=ABOUT, version=version("ventoux"), lifespan=_living(service), responses=_FAILURES
+        title="Ventoux",
+        summary=ABOUT,
+        version=version("ventoux"),
+        lifespan=_living(service),
+        responses=_FAILURES,
+        docs_url=None,  # FastAPI's pages run scripts of another host's
+        redoc_url=None,
     )
     app.state.service = service
     for routes in (generation, embeddings, tokens, status, admin, page):
