@@ -7,7 +7,7 @@ import httpx
 import numpy as np
 import pytest
 from openai import OpenAI
-from served import Served
+from served import Served, served
 
 from ventoux.model import Mistral
 
@@ -121,3 +121,16 @@ def test_the_openai_client_is_content(server: Served):
     pieces = client.chat.completions.create(model="tiny", stream=True, **CHAT)
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == answer.choices[0].message.content
     assert [model.id for model in client.models.list()] == ["tiny"]
+
+
+def test_silence_is_filled_and_every_alias_answers(tiny: Mistral):
+    """A prompt that takes long to read leaves its stream silent: what stands between would take it for dead."""
+    with served(lambda: tiny, aliases=("tiny", "small"), keep_alive_s=0.001, token_budget=1) as server:
+        with server.client() as client:
+            answer = client.post("/v1/completions", json={"prompt": [5] * 400, "max_tokens": 2, "stream": True})
+            named = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, "model": "small"}).json()
+            listed = [model["id"] for model in client.get("/v1/models").json()["data"]]
+    assert answer.text.count(": still at work") > 1
+    assert len(chunks(answer)) >= 2
+    assert named["model"] == "small"
+    assert listed == ["tiny", "small"]
