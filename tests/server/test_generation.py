@@ -125,11 +125,11 @@ def test_the_openai_client_is_content(server: Served):
 
 def test_silence_is_filled_and_every_alias_answers(tiny: Mistral):
     """A prompt that takes long to read leaves its stream silent: what stands between would take it for dead."""
-    with served(lambda: tiny, aliases=("tiny", "small"), keep_alive_s=0.001, token_budget=1) as server:
-        with server.client() as client:
-            answer = client.post("/v1/completions", json={"prompt": [5] * 400, "max_tokens": 2, "stream": True})
-            named = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, "model": "small"}).json()
-            listed = [model["id"] for model in client.get("/v1/models").json()["data"]]
+    slow = {"aliases": ("tiny", "small"), "keep_alive_s": 0.001, "token_budget": 1}
+    with served(lambda: tiny, **slow) as server, server.client() as client:
+        answer = client.post("/v1/completions", json={"prompt": [5] * 400, "max_tokens": 2, "stream": True})
+        named = client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, "model": "small"}).json()
+        listed = [model["id"] for model in client.get("/v1/models").json()["data"]]
     assert answer.text.count(": still at work") > 1
     assert len(chunks(answer)) >= 2
     assert named["model"] == "small"
