@@ -22,6 +22,16 @@ WRONG = {
     "an answer that is the last word": (CHAT, {"messages": [*MESSAGES, {"role": "assistant", "content": "Hi"}]}, None),
     "half a surrogate pair": (CHAT, {"messages": [{"role": "user", "content": "\ud800"}]}, None),
     "top_logprobs alone": (CHAT, {"messages": MESSAGES, "top_logprobs": 3}, None),
+    "a million answers": (CHAT, {"messages": MESSAGES, "n": 1_000_000}, "n"),  # CVE-2024-8939
+    "the best of many": (TEXT, {"prompt": "a", "best_of": 100}, "best_of"),
+    "the whole vocabulary with each token": (TEXT, {"prompt": "a", "logprobs": 50_000}, "logprobs"),  # CVE-2026-34756
+    "the same in a chat": (CHAT, {"messages": MESSAGES, "logprobs": True, "top_logprobs": 50_000}, "top_logprobs"),
+    "a template of one's own": (CHAT, {"messages": MESSAGES, "chat_template": "{{ x }}"}, "chat_template"),  # -61620
+    "a seed beyond all": (TEXT, {"prompt": "a", "seed": 2**70}, "seed"),
+    "a thousand stops": (TEXT, {"prompt": "a", "stop": ["x"] * 1000}, "stop"),
+    "an empty stop": (TEXT, {"prompt": "a", "stop": ""}, "stop"),
+    "a bias for nothing": (TEXT, {"prompt": "a", "logit_bias": {"no": 1}}, "logit_bias"),
+    "a picture": (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content"),
     "a suffix, where the model has none": (TEXT, {"prompt": "a", "suffix": "b"}, None),
 }
 

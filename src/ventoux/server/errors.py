@@ -116,5 +116,6 @@ def of_validation(errors: Sequence[Any]) -> HttpError:
 
 
 def _place(path: Sequence[str | int]) -> str:
-    """("body", "messages", 0, "role") -> messages.0.role"""
-    return ".".join(str(part)[:100] for part in path if part != "body")[:200]
+    """("body", "messages", 0, "content", "list[TextPart]", 0, "type") -> messages.0.content.0.type"""
+    parts = [str(part)[:100] for part in path if part != "body"]
+    return ".".join(part for part in parts if "[" not in part)[:200]  # pydantic's names of what it tried
