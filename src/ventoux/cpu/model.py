@@ -146,14 +146,14 @@ class Backend:
         on_its_way = _kernels.Pass(self._pool, cache, *arrays, cos, sin, *batch.spans())
         for layer in self._layers:
             layer.run(on_its_way)  # or its five parts, between which adapters may add to the arrays
-        if T > KEPT:
-            self._pool.drop_shared()
         last = np.ascontiguousarray(arrays.x[batch.logit_rows])  # [N, E]
         _kernels.rms_norm(self._pool, last, self._norm, c.rms_norm_eps, last)
         logits = np.empty((len(last), c.vocab_size), np.float32)
         # A third of what one rounding to 8 bits costs is in the head: never there.
         head_compute = "int16" if self.compute == "mixed" else self.compute
         _kernels.linear(self._pool, last, [self._head], [logits], False, head_compute)
+        if T > KEPT:
+            self._pool.drop_shared()
         return logits
 
     def _embed(self, ids: Int32, x: Float32) -> None:
