@@ -151,7 +151,10 @@ class Backend:
         """
         assert isinstance(cache, Cache), "a cache of this backend's new_cache()"
         with self._lock:
-            return self._logits(self._layers_over(batch, cache), batch.logit_rows)
+            logits = self._logits(self._layers_over(batch, cache), batch.logit_rows)
+            if len(batch) > KEPT:
+                self._pool.drop_shared()  # behind the head, which fills it too where many rows want logits
+            return logits
 
     def hidden(self, batch: Batch, cache: seam.Cache) -> Float32:
         """Run the batch, advance the cache -> hidden states after the last norm, [T, hidden_size] float32."""
@@ -160,6 +163,8 @@ class Backend:
             x = self._layers_over(batch, cache)
             states = np.empty_like(x)
             _kernels.rms_norm(self._pool, x, self._norm, self.config.rms_norm_eps, states)
+            if len(batch) > KEPT:
+                self._pool.drop_shared()
             return states
 
     @property
@@ -194,8 +199,6 @@ class Backend:
                 run_adapted(layer, index, on_its_way, arrays, adapted)
             else:
                 layer.run(on_its_way)
-        if T > KEPT:
-            self._pool.drop_shared()
         return arrays.x
 
     def _logits(self, x: Float32, rows: Int32) -> Float32:
