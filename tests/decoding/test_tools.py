@@ -106,6 +106,7 @@ def test_auto_is_free_unless_something_has_to_be_kept() -> None:
     grammars, chat_format = Grammars(v3), FORMATS["v3"]
     assert tool_calls(grammars, TOOLS, chat_format=chat_format) is None
     assert tool_calls(grammars, TOOLS, choice="none", chat_format=chat_format) is None
+    assert tool_calls(grammars, None, chat_format=chat_format) is None
     strict = [tool("weather", PARAMETERS, strict=True)]
     for constraint in (
         tool_calls(grammars, TOOLS, chat_format=chat_format, parallel=False),

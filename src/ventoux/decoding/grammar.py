@@ -248,9 +248,12 @@ def _slashed(pattern: str) -> str:
     r"""A pattern as it stands between slashes: a/b is a\/b, and a line break is \n."""
     out, escaped = [], False
     for character in pattern:
-        out.append("\\/" if character == "/" and not escaped else character)
+        if character == "\n":
+            out.append("n" if escaped else "\\n")
+        else:
+            out.append("\\/" if character == "/" and not escaped else character)
         escaped = character == "\\" and not escaped
-    return "".join(out).replace("\n", "\\n")
+    return "".join(out)
 
 
 def _reason(message: str) -> str:

@@ -17,7 +17,7 @@ _TEXT = "text: /(?s:.*)/\n"
 
 def tool_calls(
     grammars: Grammars,
-    tools: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
     *,
     choice: str | Mapping[str, Any] = "auto",
     chat_format: ChatFormat,
@@ -35,7 +35,7 @@ def tool_calls(
     ChatError where the format has no tools.
     """
     named = _chosen(choice, tools)
-    if choice == "none":
+    if choice == "none" or not tools:
         return None
     style = chat_format.call_style
     if style is None:
@@ -57,7 +57,7 @@ def tool_calls(
     return grammars.rules(grammar, schemas, text=begins_with_text)
 
 
-def _chosen(choice: str | Mapping[str, Any], tools: Sequence[Mapping[str, Any]]) -> str | None:
+def _chosen(choice: str | Mapping[str, Any], tools: Sequence[Mapping[str, Any]] | None) -> str | None:
     """The name that a choice gives, which has to be a tool's; None when it gives none."""
     names = [tool["function"]["name"] for tool in parse_tools(tools)]
     if choice in ("auto", "none"):
@@ -80,7 +80,7 @@ def _chosen(choice: str | Mapping[str, Any], tools: Sequence[Mapping[str, Any]])
 
 def _followed(grammars: Grammars, function: Mapping[str, Any]) -> Mapping[str, Any]:
     """A function's parameters as a schema that can be followed."""
-    schema = {**_ANY, **(function.get("parameters") or {})}
+    schema = {**(function.get("parameters") or {}), **_ANY}
     try:
         grammars.json_schema(schema)
     except GrammarError as error:
