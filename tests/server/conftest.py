@@ -9,6 +9,7 @@ import pytest
 from served import Served, served
 from tiny import save_hf, tiny_model
 from tiny_tokenizer import VOCAB, tiny_tokenizer
+from vocabularies import FILES, MISTRAL
 
 import ventoux
 from ventoux.model import Mistral
@@ -38,6 +39,17 @@ def tiny_wide(tmp_path_factory: pytest.TempPathFactory) -> Mistral:
     save_hf(tiny_model(vocab_size=VOCAB, sliding_window=None), folder)
     tiny_tokenizer().save_pretrained(folder)
     return ventoux.load(folder, threads=2)
+
+
+@pytest.fixture(scope="session")
+def mistral_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Random weights with Mistral's tokenizer v3, which has tools and what fills in the middle."""
+    folder = tmp_path_factory.mktemp("v3")
+    save_hf(tiny_model(vocab_size=32768, max_position_embeddings=2048), folder)
+    (folder / "tokenizer.model").write_bytes((MISTRAL / FILES["v3"]).read_bytes())
+    model = ventoux.load(folder, threads=2)
+    with served(lambda: model) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -168,6 +168,31 @@ def test_llm(server: Served, said: str, tmp_path: Path):
         assert done.stdout.strip() == said.strip()
 
 
+@pytest.mark.slow
+def test_llm_has_schemas(server: Served, tmp_path: Path):
+    model = {"model_id": "ours", "model_name": "tiny", "api_base": f"{server.url}/v1", "supports_schema": True}
+    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps([model]))
+    environment = {**os.environ, "LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": "none"}
+    schema = {"type": "object", "properties": {"tame": {"type": "boolean"}}, "required": ["tame"]}
+    command = [
+        sys.executable,
+        "-m",
+        "llm",
+        "-m",
+        "ours",
+        "--schema",
+        json.dumps(schema),
+        "-o",
+        "max_tokens",
+        "200",
+        "A cat",
+    ]
+    for way in ([], ["--no-stream"]):
+        done = subprocess.run([*command, *way], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert isinstance(json.loads(done.stdout)["tame"], bool)
+
+
 NODE = """
 import OpenAI from "openai";
 const client = new OpenAI({ baseURL: process.argv[2], apiKey: "none", maxRetries: 0 });
@@ -188,6 +213,24 @@ console.log(JSON.stringify({ text: answer.choices[0].message.content, streamed, 
 """
 
 
+SHAPES = """
+import OpenAI from "openai";
+const client = new OpenAI({ baseURL: process.argv[2], apiKey: "none", maxRetries: 0 });
+const schema = JSON.parse(process.argv[3]);
+const asked = { model: "tiny", max_tokens: 300, seed: 1, messages: [{ role: "user", content: "Weather in Paris?" }] };
+const shaped = { ...asked, response_format: { type: "json_schema", json_schema: { name: "weather", schema } } };
+const json = (await client.chat.completions.create(shaped)).choices[0].message.content;
+const tools = [{ type: "function", function: { name: "weather", parameters: schema } }];
+const calling = { ...asked, tools, tool_choice: "required" };
+const calls = (await client.chat.completions.create(calling)).choices[0].message.tool_calls;
+const streamed = [];
+for await (const chunk of await client.chat.completions.create({ ...calling, stream: true }))
+  for (const part of chunk.choices[0]?.delta?.tool_calls ?? [])
+    streamed[part.index] = (streamed[part.index] ?? "") + (part.function.arguments ?? "");
+console.log(JSON.stringify({ json, calls: calls.map((call) => call.function.arguments), streamed }));
+"""
+
+
 @pytest.fixture(scope="session")
 def npm_openai(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which node finds the package `openai`."""
@@ -199,6 +242,7 @@ def npm_openai(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if done.returncode:
         pytest.skip(f"npm could not install openai: {done.stderr.strip()[-200:]}")
     (folder / "ask.mjs").write_text(NODE)
+    (folder / "shapes.mjs").write_text(SHAPES)
     return folder
 
 
@@ -212,6 +256,19 @@ def test_openai_of_npm(server: Served, said: str, npm_openai: Path):
     assert found["refused"] == "temperature"
     assert found["models"] == ["tiny"]
     assert found["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.slow
+def test_openai_of_npm_has_tools_and_schemas(mistral_server: Served, npm_openai: Path):
+    sky = {"type": "object", "properties": {"sky": {"enum": ["rain", "sun"]}}, "required": ["sky"]}
+    schema = {**sky, "additionalProperties": False}
+    command = ["node", "shapes.mjs", f"{mistral_server.url}/v1", json.dumps(schema)]
+    done = subprocess.run(command, cwd=npm_openai, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for text in (found["json"], *found["calls"], *found["streamed"]):
+        assert json.loads(text)["sky"] in ("rain", "sun")
+    assert found["streamed"] == found["calls"]
 
 
 @pytest.mark.slow

@@ -1,16 +1,11 @@
 """Tools, JSON by a schema, filling in the middle and embeddings, asked by clients that others wrote."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 import pytest
 from openai import OpenAI
 from pydantic import BaseModel, ConfigDict, Field
-from served import Served, served
-from tiny import save_hf, tiny_model
-from vocabularies import FILES, MISTRAL
-
-import ventoux
+from served import Served
 
 MESSAGES = [{"role": "user", "content": "Weather in Paris?"}]
 SEEDED = {"model": "tiny", "max_tokens": 300}
@@ -27,15 +22,10 @@ class Weather(BaseModel):
 TOOL = {"type": "function", "function": {"name": "Weather", "parameters": Weather.model_json_schema()}}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """Random weights with Mistral's tokenizer v3, which has tools and what fills in the middle."""
-    folder = tmp_path_factory.mktemp("v3")
-    save_hf(tiny_model(vocab_size=32768, max_position_embeddings=2048), folder)
-    (folder / "tokenizer.model").write_bytes((MISTRAL / FILES["v3"]).read_bytes())
-    model = ventoux.load(folder, threads=2)
-    with served(lambda: model) as found:
-        yield found
+@pytest.fixture
+def server(mistral_server: Served) -> Served:
+    """One whose model has tools."""
+    return mistral_server
 
 
 def test_openai_parses(server: Served):

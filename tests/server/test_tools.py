@@ -6,11 +6,7 @@ import re
 import jsonschema
 import pytest
 from openai import OpenAI
-from served import Served, served
-from tiny import save_hf, tiny_model
-from vocabularies import FILES, MISTRAL
-
-import ventoux
+from served import Served
 
 PARAMETERS = {
     "type": "object",
@@ -25,14 +21,10 @@ TOOLS = [
 ASK = {"messages": [{"role": "user", "content": "Weather in Paris?"}], "tools": TOOLS, "max_tokens": 300, "seed": 4}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory):
-    folder = tmp_path_factory.mktemp("v3")
-    save_hf(tiny_model(vocab_size=32768, max_position_embeddings=2048), folder)
-    (folder / "tokenizer.model").write_bytes((MISTRAL / FILES["v3"]).read_bytes())
-    model = ventoux.load(folder, threads=2)
-    with served(lambda: model) as found:
-        yield found
+@pytest.fixture
+def server(mistral_server: Served) -> Served:
+    """One whose model has tools."""
+    return mistral_server
 
 
 def check(calls: list) -> None:
