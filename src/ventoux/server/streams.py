@@ -43,15 +43,19 @@ class Form(Protocol):
         ...
 
 
-class Whole(Response):
-    """The answer as one JSON object, once it is complete."""
-
-    media_type = "application/json"
+class _Reply(Response):
+    """What becomes of an answer's events, in a form."""
 
     def __init__(self, answer: Answer, form: Form) -> None:
         super().__init__()
         self._answer = answer
         self._form = form
+
+
+class Whole(_Reply):
+    """The answer as one JSON object, once it is complete."""
+
+    media_type = "application/json"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -70,15 +74,10 @@ class Whole(Response):
                 self._form.take(index, event)
 
 
-class EventStream(Response):
+class EventStream(_Reply):
     """The answer as server-sent events, a chunk for what each step brings. An error on the way is the last event."""
 
     media_type = "text/event-stream"
-
-    def __init__(self, answer: Answer, form: Form) -> None:
-        super().__init__()
-        self._answer = answer
-        self._form = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [
