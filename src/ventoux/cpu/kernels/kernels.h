@@ -19,9 +19,6 @@ struct Matrix {
   const uint8_t* data;
 };
 
-// Columns that share an activation scale when activations are quantized for this format; 0 for float formats.
-constexpr int activation_group(Format f) { return f <= Format::BF16 ? 0 : f == Format::Q6_K ? 16 : 32; }
-
 // Activations [tokens, columns] regrouped for a kernel: tiles of a few tokens in which neighbouring tokens are neighbouring
 // scalars, so that a broadcast load follows the last one. Plain rows 4,096 bytes apart would share their L1 sets.
 //   float:     x      [tile][column][token of the tile]
@@ -29,21 +26,30 @@ constexpr int activation_group(Format f) { return f <= Format::BF16 ? 0 : f == F
 //              high   the same; zeros where a token's group is not wide
 //              scale  [tile][group][token of the tile]: an activation is (low + 256 high) * scale
 //              sum    [tile][group][token of the tile], the group's sum: what a weight's minimum is multiplied with
+//              start  instead of `sum` where quants have an offset: what the group's sum of products begins with,
+//                     -offset * (sum of the group's integers), so that it ends as that of the quants without the offset
 //              wide   [tile][group]: bit t for token t of the tile, whose high part is not 0; all bits where most would be set
 //   in pairs:  low    [tile][group][column / 2][token of the tile], two int16 in an int32: of columns 0 and 2, 1 and 3, ...
 //              scale  [tile][group][token of the tile]: an activation is int16 * scale
-//              sum    as above; no group has a high part
+//              no group has a high part, and no such weight a minimum or an offset
 // A tile that starts at token t starts at offset t * (a token's length) in each array.
 //
 // A group of a token is rounded to 8 bits, or to 16 when its largest activation stands out of the row: such groups make
 // nearly all of the error that 8 bits would (https://arxiv.org/abs/2208.07339 found so too; docs/performance.md has
 // figures). Which of them, the row alone decides. Both parts are multiplied as int8 and added as integers.
-struct Activations {
-  int tokens, columns, group;
+struct Form {  // how activations are regrouped for weights of a format
+  int group;   // columns that share a scale; 0 for floats
   bool pairs;
+  int offset;  // of the weights' quants: a weight is scale * (quant - offset), or scale * quant - minimum where it is 0
+  bool operator==(const Form& other) const { return group == other.group && pairs == other.pairs && offset == other.offset; }
+};
+struct Activations {
+  int tokens, columns;
+  Form form;
   float* x;
   int32_t *low, *high;
   float *scale, *sum;
+  int32_t* start;
   uint16_t* wide;
 };
 
@@ -108,8 +114,8 @@ struct Queries {
 
 struct Kernels {
   const char* name;
-  // Whether weights of this format are multiplied with activations in pairs.
-  bool (*in_pairs)(Format);
+  // How activations are regrouped for weights of this format when they are rounded.
+  Form (*form)(Format);
   // Regroups tokens [first, last) of x into `to`; `first` is a multiple of the widest tile.
   void (*regroup)(const float* x, const Activations& to, Rounding rounding, int first, int last);
   // y[:, 16 * panel ...] (+)= x . w for panels [panel0, panel1); y has w.rows columns. `scratch`: kScratchBytes.

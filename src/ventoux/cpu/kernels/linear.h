@@ -74,8 +74,9 @@ inline void unpack_floats(const uint8_t* panel, int c0, int n, float* to) {
         for (int k = 0; k < 4; k++) {
           float quants[kPanel];
           for (int r = 0; r < kPanel; r++)  // an unsigned view, but for formats whose quants stay signed
-            quants[r] = l.bits == 8 && kSignedOffset == 0 ? float(int8_t(line[4 * r + k])) : float(line[4 * r + k]);
-          store(to + (c + 4 * j + k) * kPanel, sub(mul(load(quants), group.scale), group.min));
+            quants[r] = float((l.bits == 8 && kSignedOffset == 0 ? int8_t(line[4 * r + k]) : line[4 * r + k]) - offset(f));
+          const Floats scaled = mul(load(quants), group.scale);
+          store(to + (c + 4 * j + k) * kPanel, kMin<f> ? sub(scaled, group.min) : scaled);
         }
       }
     }
@@ -117,13 +118,13 @@ template <Format f>
 inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, int token0, int token1,
                      Scratch& scratch) {
   constexpr Layout l = layout(f);
-  const int width = x.group ? kGroups<f> * l.group : kStripColumns;
+  const int width = x.form.group ? kGroups<f> * l.group : kStripColumns;
   for (int c0 = 0; c0 < w.columns; c0 += width) {
     const int n = c0 + width < w.columns ? width : w.columns - c0;
     for (int p = panel0; p < panel1; p++) {
       float* partial = scratch.partial[p - panel0];
       if constexpr (l.bits > 0) {
-        if (x.group) {
+        if (x.form.group) {
           quantized_strip<f>(w, x, p, c0 / l.group, n / l.group, token0, token1, scratch.strip, partial);
           continue;
         }
@@ -137,7 +138,7 @@ inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_t
 template <Format f>
 inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, Scratch& scratch) {
   constexpr bool blocks = layout(f).bits > 0;
-  if (x.tokens == 1 && (x.group || !blocks)) {
+  if (x.tokens == 1 && (x.form.group || !blocks)) {
     for (int p = panel0; p < panel1; p++) {
       const uint8_t* panel = w.data + size_t(p) * w.panel_bytes;
       Floats sum;

@@ -20,18 +20,12 @@ void run_parts(Pool& pool, int count, int unit, Work work) {
 
 size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-// How activations are regrouped for a weight: group is 0 for floats.
-struct Form {
-  int group;
-  bool pairs;
-  bool operator==(const Form& other) const { return group == other.group && pairs == other.pairs; }
-};
-
-constexpr int kForms = 5;
+constexpr Form kFloats{0, false, 0};
+constexpr int kForms = 8;  // floats, and those of the block formats: more than any instruction set has
 
 // Activations of some tokens in one form, in memory from `at` on; moves `at` behind them.
 Activations place(int tokens, int columns, Form form, uint8_t*& at) {
-  Activations a{tokens, columns, form.group, form.pairs, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  Activations a{tokens, columns, form, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   const size_t n = size_t(tokens) * size_t(columns);
   const auto take = [&](size_t bytes) {
     uint8_t* p = at;
@@ -45,7 +39,8 @@ Activations place(int tokens, int columns, Form form, uint8_t*& at) {
   const size_t groups = n / size_t(form.group);
   a.low = (int32_t*)take(form.pairs ? 2 * n : n);
   a.scale = (float*)take(groups * 4);
-  a.sum = (float*)take(groups * 4);
+  if (form.offset) a.start = (int32_t*)take(groups * 4);
+  else a.sum = (float*)take(groups * 4);
   if (!form.pairs) {
     a.high = (int32_t*)take(n);
     a.wide = (uint16_t*)take(groups * 2);
@@ -68,22 +63,21 @@ void linear(Pool& pool, const float* x, int tokens, int columns, const Product* 
   const Kernels& kernels = pool.kernels();
   const auto form_of = [&](const Product& p) {
     const Format format = p.weight->format();
-    return rounding == Rounding::None ? Form{0, false} : Form{activation_group(format), kernels.in_pairs(format)};
+    return rounding == Rounding::None ? kFloats : kernels.form(format);
   };
-  // What each form in use makes of x: floats, or two sizes of groups, in pairs or not.
+  // What each form in use makes of x.
   Activations activations[kForms];
   int forms = 0;
   size_t bytes = 0;
   for (const Product* p = products; p < products + count; p++) {
     const Form form = form_of(*p);
-    if (std::any_of(activations, activations + forms, [&](const Activations& a) { return form == Form{a.group, a.pairs}; })) continue;
-    activations[forms].group = form.group;
-    activations[forms++].pairs = form.pairs;
+    if (std::any_of(activations, activations + forms, [&](const Activations& a) { return form == a.form; })) continue;
+    activations[forms++].form = form;
     bytes += placed_bytes(tokens, columns, form);
   }
   uint8_t* memory = pool.shared(bytes);
   for (Activations* to = activations; to < activations + forms; to++) {
-    *to = place(tokens, columns, Form{to->group, to->pairs}, memory);
+    *to = place(tokens, columns, to->form, memory);
     run_parts(pool, tokens, kWidestTile, [&](int first, int last, int) { kernels.regroup(x, *to, rounding, first, last); });
   }
 
@@ -99,7 +93,7 @@ void linear(Pool& pool, const float* x, int tokens, int columns, const Product* 
     for (; first >= p->weight->matrix().panels; p++) first -= (p->weight->matrix().panels + step - 1) / step * step;
     const Matrix matrix = p->weight->matrix();
     const Activations* x = activations;
-    while (!(form_of(*p) == Form{x->group, x->pairs})) x++;
+    while (!(form_of(*p) == x->form)) x++;
     kernels.linear(matrix, *x, p->y, add, first, std::min(first + step, matrix.panels), pool.scratch(thread, kScratchBytes));
   });
 }

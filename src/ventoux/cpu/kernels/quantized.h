@@ -16,11 +16,10 @@ struct Strip {
   alignas(64) float scale[kStripGroups * kPanel], min[kStripGroups * kPanel];
 };
 
-inline bool in_pairs(Format f) { return layout(f).bits > 0 && in_pairs(layout(f).bits); }
-
-// Signed quants that are multiplied as they are have no minimum.
-template <Format f>
-constexpr bool kMin = f != Format::Q8_0 || kSignedOffset != 0;
+inline Form form(Format f) {
+  const Layout l = layout(f);
+  return l.bits ? Form{l.group, in_pairs(l.bits), offset(f)} : Form{0, false, 0};
+}
 
 // Groups of a strip; 16 bits take twice the room.
 template <Format f>
@@ -35,24 +34,32 @@ inline void fetch_ahead(const uint8_t* quants) {
 }
 
 template <Format f>
-inline Floats add_group(Floats sum, Ints dot, Floats scale, Floats min, float x_scale, float x_sum) {
+inline Floats add_group(Floats sum, Ints dot, Floats scale, Floats min, float x_scale, const float* x_sum) {
   sum = fma(to_floats(dot), mul(scale, splat(x_scale)), sum);
-  return kMin<f> ? fnma(min, splat(x_sum), sum) : sum;
+  return kMin<f> ? fnma(min, splat(*x_sum), sum) : sum;
+}
+
+// What the integer sum of a group begins with.
+template <Format f>
+inline Ints start_of(const int32_t* start) {
+  return offset(f) ? splat_ints(*start) : zero_ints();
 }
 
 // --- one token ---
 
 template <Format f>
-inline Ints dot_of_group(const uint8_t* quants, const int32_t* x) {
+inline Ints dot_of_group(const uint8_t* quants, const int32_t* x, Ints sum) {
   constexpr Layout l = layout(f);
-  Ints sum = zero_ints();
   if constexpr (in_pairs(l.bits)) {
 #pragma GCC unroll 8
     for (int j = 0; j < l.lines(); j++) {
       const Bytes line = line_at<f>(quants, j);
-      sum = Pairs<l.bits>::add(sum, Pairs<l.bits>::even(line), x[2 * j]);
-      sum = Pairs<l.bits>::add(sum, Pairs<l.bits>::odd(line), x[2 * j + 1]);
+      sum = Straight<l.bits>::add(sum, Straight<l.bits>::even(line), x[2 * j]);
+      sum = Straight<l.bits>::add(sum, Straight<l.bits>::odd(line), x[2 * j + 1]);
     }
+  } else if constexpr (straight(l.bits)) {
+#pragma GCC unroll 8
+    for (int j = 0; j < l.lines(); j++) sum = Straight<l.bits>::add(sum, line_at<f>(quants, j), x[j]);
   } else {
     constexpr int fits = Dot<l.bits>::kFits < l.lines() ? Dot<l.bits>::kFits : l.lines();
 #pragma GCC unroll 8
@@ -77,16 +84,16 @@ inline Floats quantized_token(const uint8_t* panel, const Activations& x) {
     for (; g < groups && (in_pairs(l.bits) || !x.wide[g]); g++) {  // a loop of its own: most groups, and nothing but low parts
       const Group group = group_at<f>(panel, g);
       fetch_ahead<f>(group.quants);
-      const Ints dot = dot_of_group<f>(group.quants, x.low + size_t(g) * words);
-      sum = add_group<f>(sum, dot, group.scale, group.min, x.scale[g], x.sum[g]);
+      const Ints dot = dot_of_group<f>(group.quants, x.low + size_t(g) * words, start_of<f>(x.start + g));
+      sum = add_group<f>(sum, dot, group.scale, group.min, x.scale[g], x.sum + g);
     }
     if (g == groups) break;
     if constexpr (!in_pairs(l.bits)) {
       const Group group = group_at<f>(panel, g);
       fetch_ahead<f>(group.quants);
-      const Ints low = dot_of_group<f>(group.quants, x.low + size_t(g) * words);
-      const Ints dot = add_256(low, dot_of_group<f>(group.quants, x.high + size_t(g) * words));
-      sum = add_group<f>(sum, dot, group.scale, group.min, x.scale[g], x.sum[g]);
+      const Ints low = dot_of_group<f>(group.quants, x.low + size_t(g) * words, start_of<f>(x.start + g));
+      const Ints dot = add_256(low, dot_of_group<f>(group.quants, x.high + size_t(g) * words, zero_ints()));
+      sum = add_group<f>(sum, dot, group.scale, group.min, x.scale[g], x.sum + g);
     }
   }
   return sum;
@@ -102,14 +109,14 @@ inline void unpack_bytes(const uint8_t* panel, int g0, int n, Strip& to) {
     const Group group = group_at<f>(panel, g0 + g);
     fetch_ahead<f>(group.quants);
     store(to.scale + g * kPanel, group.scale);
-    if (kMin<f>) store(to.min + g * kPanel, group.min);
+    if constexpr (kMin<f>) store(to.min + g * kPanel, group.min);
 #pragma GCC unroll 8
     for (int j = 0; j < l.lines(); j++) {
       const Bytes line = line_at<f>(group.quants, j);
       const int at = g * l.lines() + j;
       if constexpr (in_pairs(l.bits)) {
-        store_bytes(to.bytes + 2 * at * 64, Pairs<l.bits>::even(line));
-        store_bytes(to.bytes + (2 * at + 1) * 64, Pairs<l.bits>::odd(line));
+        store_bytes(to.bytes + 2 * at * 64, Straight<l.bits>::even(line));
+        store_bytes(to.bytes + (2 * at + 1) * 64, Straight<l.bits>::odd(line));
       } else {
         store_bytes(to.bytes + at * 64, line);
       }
@@ -134,17 +141,19 @@ struct Dots<kBits, 0> {
 
 template <int n>
 struct Sums {
-  Ints sum = zero_ints();
+  Ints sum;
   Sums<n - 1> rest;
+  // What the tokens' sums begin with; zeros where `start` is null.
+  explicit Sums(const int32_t* start) : sum(start ? splat_ints(*start) : zero_ints()), rest(start ? start + 1 : nullptr) {}
   template <int kBits>
   void add(const Dots<kBits, n>& dots) {
     sum = dots.dot.add_to(sum);
     rest.add(dots.rest);
   }
   template <int kBits>
-  void add_pairs(Bytes words, const int32_t* pairs) {
-    sum = Pairs<kBits>::add(sum, words, *pairs);
-    rest.template add_pairs<kBits>(words, pairs + 1);
+  void add_line(Bytes line, const int32_t* words) {
+    sum = Straight<kBits>::add(sum, line, *words);
+    rest.template add_line<kBits>(line, words + 1);
   }
   void store_to(int32_t* to) const {
     store_ints(to, sum);
@@ -154,32 +163,59 @@ struct Sums {
     sum = add_256(sum, load_ints(high));
     rest.add_high(high + kPanel);
   }
-  // Scaled, to the sums in floats: the tokens' own scales and sums stand one after the other.
+  // Scaled, to totals in memory: the tokens' own scales and sums stand one after the other.
   template <Format f>
-  void add_to(float* partial, bool first, Floats scale, Floats min, const float* x_scale, const float* x_sum) const {
-    store(partial, add_group<f>(first ? splat(0) : load(partial), sum, scale, min, *x_scale, *x_sum));
-    rest.template add_to<f>(partial + kPanel, first, scale, min, x_scale + 1, x_sum + 1);
+  void add_to(float* total, bool first, Floats scale, Floats min, const float* x_scale, const float* x_sum) const {
+    store(total, add_group<f>(first ? splat(0) : load(total), sum, scale, min, *x_scale, x_sum));
+    rest.template add_to<f>(total + kPanel, first, scale, min, x_scale + 1, x_sum + 1);
   }
 };
 template <>
 struct Sums<0> {
+  explicit Sums(const int32_t*) {}
   template <int kBits>
   void add(const Dots<kBits, 0>&) {}
   template <int kBits>
-  void add_pairs(Bytes, const int32_t*) {}
+  void add_line(Bytes, const int32_t*) {}
   void store_to(int32_t*) const {}
   void add_high(const int32_t*) {}
   template <Format f>
   void add_to(float*, bool, Floats, Floats, const float*, const float*) const {}
 };
 
-// One group of unpacked lines . n tokens of a tile of MT.
+// What n tokens have of all groups so far, in registers.
+template <int n>
+struct Totals {
+  Floats total;
+  Totals<n - 1> rest;
+  explicit Totals(const float* from) : total(from ? load(from) : splat(0)), rest(from ? from + kPanel : nullptr) {}
+  void store_to(float* to) const {
+    store(to, total);
+    rest.store_to(to + kPanel);
+  }
+  // The tokens' own scales and sums stand one after the other.
+  template <Format f>
+  void add(const Sums<n>& sums, Floats scale, Floats min, const float* x_scale, const float* x_sum) {
+    total = add_group<f>(total, sums.sum, scale, min, *x_scale, x_sum);
+    rest.template add<f>(sums.rest, scale, min, x_scale + 1, x_sum + 1);
+  }
+};
+template <>
+struct Totals<0> {
+  explicit Totals(const float*) {}
+  void store_to(float*) const {}
+  template <Format f>
+  void add(const Sums<0>&, Floats, Floats, const float*, const float*) {}
+};
+
+// One group of unpacked lines . n tokens of a tile of MT, whose sums begin with what is at `start`, or zero.
 template <int kBits, int kLines, int MT, int n>
-inline Sums<n> dots_of_group(const uint8_t* lines, const int32_t* x) {
-  Sums<n> sums;
-  if constexpr (in_pairs(kBits)) {
+inline Sums<n> dots_of_group(const uint8_t* lines, const int32_t* x, const int32_t* start) {
+  Sums<n> sums(start);
+  if constexpr (straight(kBits)) {
+    constexpr int words = in_pairs(kBits) ? 2 * kLines : kLines;
 #pragma GCC unroll 16
-    for (int j = 0; j < 2 * kLines; j++) sums.template add_pairs<kBits>(load_bytes(lines + j * 64), x + j * MT);
+    for (int j = 0; j < words; j++) sums.template add_line<kBits>(load_bytes(lines + j * 64), x + j * MT);
   } else {
     constexpr int fits = Dot<kBits>::kFits < kLines ? Dot<kBits>::kFits : kLines;
 #pragma GCC unroll 4
@@ -198,13 +234,13 @@ template <int kBits, int kLines, int MT>
 inline void high_dots(const uint8_t* lines, const int32_t* quads, unsigned wide, int32_t* high) {
   constexpr int n = MT < kAtOnce ? MT : kAtOnce;
   if (wide == (1u << MT) - 1) {
-    for (int t = 0; t < MT; t += n) dots_of_group<kBits, kLines, MT, n>(lines, quads + t).store_to(high + t * kPanel);
+    for (int t = 0; t < MT; t += n) dots_of_group<kBits, kLines, MT, n>(lines, quads + t, nullptr).store_to(high + t * kPanel);
     return;
   }
   for (int t = 0; t < MT; t++) store_ints(high + t * kPanel, zero_ints());
   for (; wide; wide &= wide - 1) {
     const int t = __builtin_ctz(wide);
-    dots_of_group<kBits, kLines, MT, 1>(lines, quads + t).store_to(high + t * kPanel);
+    dots_of_group<kBits, kLines, MT, 1>(lines, quads + t, nullptr).store_to(high + t * kPanel);
   }
 }
 
@@ -216,8 +252,7 @@ template <int kBits, int kLines, int MT>
     if (x.wide[at]) high_dots<kBits, kLines, MT>(w.bytes + g * kLines * 64, x.high + at * kLines, x.wide[at], high);
 }
 
-// Groups of a strip . a tile of tokens, of which `at` is the first group's place. The sums in floats stay in memory from
-// group to group: registers are for those in integers.
+// Groups of a strip . a tile of tokens, of which `at` is the first group's place, added to their sums in `partial`.
 template <Format f, int MT>
 inline void quantized_tile(const Strip& w, const Activations& x, size_t at, int groups, float* partial, bool first) {
   constexpr Layout l = layout(f);
@@ -225,13 +260,25 @@ inline void quantized_tile(const Strip& w, const Activations& x, size_t at, int 
   constexpr int n = MT < kAtOnce ? MT : kAtOnce, lines = pairs ? 2 * l.lines() : l.lines();
   alignas(64) int32_t high[pairs ? 1 : kStripGroups * MT * kPanel];
   if constexpr (!pairs) high_parts<l.bits, l.lines(), MT>(w, x, at, groups, high);
-  for (int g = 0; g < groups; g++, at += MT, first = false) {
-    for (int t = 0; t < MT; t += n) {
-      Sums<n> sums = dots_of_group<l.bits, l.lines(), MT, n>(w.bytes + g * lines * 64, x.low + at * lines + t);
-      if (!pairs && x.wide[at]) sums.add_high(high + (g * MT + t) * kPanel);
-      sums.template add_to<f>(partial + t * kPanel, first, load(w.scale + g * kPanel), load(w.min + g * kPanel), x.scale + at + t,
-                              x.sum + at + t);
-    }
+  const auto dots = [&](int g, int t, size_t here) {
+    Sums<n> sums = dots_of_group<l.bits, l.lines(), MT, n>(w.bytes + g * lines * 64, x.low + here * lines + t,
+                                                           offset(f) ? x.start + here + t : nullptr);
+    if (!pairs && x.wide[here]) sums.add_high(high + (g * MT + t) * kPanel);
+    return sums;
+  };
+  const auto scale = [&](int g) { return load(w.scale + g * kPanel); };
+  const auto min = [&](int g) { return kMin<f> ? load(w.min + g * kPanel) : splat(0); };
+  if constexpr (kTotalsFit) {
+    static_assert(n == MT, "a tile's totals");
+    Totals<n> totals(first ? nullptr : partial);
+    for (int g = 0; g < groups; g++, at += MT)
+      totals.template add<f>(dots(g, 0, at), scale(g), min(g), x.scale + at, x.sum + at);
+    totals.store_to(partial);
+  } else {
+    // Totals stay in memory from group to group: registers are for sums in integers.
+    for (int g = 0; g < groups; g++, at += MT, first = false)
+      for (int t = 0; t < MT; t += n)
+        dots(g, t, at).template add_to<f>(partial + t * kPanel, first, scale(g), min(g), x.scale + at + t, x.sum + at + t);
   }
 }
 

@@ -18,10 +18,11 @@ inline float wide_above(const float* row, size_t columns, Rounding rounding) {
   return kOrdinary * __builtin_sqrtf(reduce_add(squares) / float(columns));
 }
 
-// One group of one token; `sum` is scale * (sum of what the integers stand for).
+// One group of one token; `sum` is that of its integers.
 struct Quantized {
   alignas(32) int8_t low[32], high[32];
-  float scale, sum;
+  float scale;
+  int sum;
   bool wide;
 };
 
@@ -31,7 +32,7 @@ inline Quantized quantize_group(const float* x, int group, float ordinary) {
   if (group == 32) peak = max(peak, abs(load(x + 16))), all = add(all, load(x + 16));
   // NaN and infinity (which 0 turns into NaN, and a maximum may lose) go on to the logits, where they are reported.
   if (reduce_add(mul(all, splat(0))) != 0) {
-    to.scale = to.sum = __builtin_nanf("");
+    to.scale = __builtin_nanf("");
     return to;
   }
   const float most = reduce_max(peak);
@@ -49,7 +50,7 @@ inline Quantized quantize_group(const float* x, int group, float ordinary) {
     store_int8(to.low + i, min(max(rest, sub(splat(0), limit)), limit));
   }
   for (int i = 0; i < group; i++) low += to.low[i], high += to.high[i];
-  to.sum = to.scale * float(256 * high + low);
+  to.sum = 256 * high + low;
   return to;
 }
 
@@ -82,23 +83,25 @@ inline void place_pairs(const Quantized& group, int columns, int32_t* pairs) {
 
 template <int MT>
 inline void regroup_quantized(const float* x, const Activations& to, Rounding rounding, int token) {
-  const size_t columns = size_t(to.columns), groups = columns / to.group;
-  const int words = to.group / 4;
+  const size_t columns = size_t(to.columns);
+  const int group_size = to.form.group, words = group_size / 4;
+  const size_t groups = columns / size_t(group_size);
   float ordinary[MT];
   for (int t = 0; t < MT; t++)
-    ordinary[t] = wide_above(x + (token + t) * columns, columns, to.pairs ? Rounding::Int16 : rounding);
+    ordinary[t] = wide_above(x + (token + t) * columns, columns, to.form.pairs ? Rounding::Int16 : rounding);
   for (size_t g = 0; g < groups; g++) {
     const size_t at = token * groups + g * MT;
     bool wide[MT];
     for (int t = 0; t < MT; t++) {
-      const Quantized group = quantize_group(x + (token + t) * columns + g * to.group, to.group, ordinary[t]);
+      const Quantized group = quantize_group(x + (token + t) * columns + g * group_size, group_size, ordinary[t]);
       to.scale[at + t] = group.scale;
-      to.sum[at + t] = group.sum;
+      if (to.start) to.start[at + t] = -to.form.offset * group.sum;
+      else to.sum[at + t] = group.scale * float(group.sum);
       wide[t] = group.wide;
-      if (to.pairs) place_pairs<MT>(group, to.group, to.low + 2 * at * words + t);
+      if (to.form.pairs) place_pairs<MT>(group, group_size, to.low + 2 * at * words + t);
       else place_parts<MT>(group, words, to.low + at * words + t, to.high + at * words + t);
     }
-    if (!to.pairs) to.wide[at] = wide_tokens<MT>(wide);
+    if (!to.form.pairs) to.wide[at] = wide_tokens<MT>(wide);
   }
 }
 
@@ -112,7 +115,7 @@ inline void regroup_floats(const float* x, const Activations& to, int token) {
 }
 
 inline void regroup(const float* x, const Activations& to, Rounding rounding, int first, int last) {
-  if (to.group) {
+  if (to.form.group) {
     for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value>(x, to, rounding, t); });
   } else {
     for_each_tile<kTile>(first, last, [&](int t, auto size) { regroup_floats<decltype(size)::value>(x, to, t); });

@@ -19,6 +19,8 @@ constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
 // Bits of weights that are multiplied with 16 bits of an activation at once: for vpmaddubsw signed bytes would need their
 // signs moved to the activations, and widening for each product, which takes as long.
 constexpr bool in_pairs(int bits) { return bits == 8; }
+constexpr bool straight(int bits) { return bits == 8; }  // added in 32 bits: Straight, the others go through Dot
+constexpr bool kTotalsFit = false;  // beside the integer sums of kAtOnce tokens, into registers
 
 struct Floats {
   __m256 a, b;
@@ -120,6 +122,7 @@ struct Ints {
   __m256i a, b;
 };
 
+inline Ints splat_ints(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 inline Ints zero_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 inline Floats to_floats(Ints x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
 inline Ints load_ints(const int32_t* p) {
@@ -135,8 +138,8 @@ inline Ints add_256(Ints x, Ints y) {
 
 // Signed bytes as 16 bits, and their products with int16 activations, two columns of 16 rows at once.
 template <int kBits>
-struct Pairs {
-  static_assert(kBits == 8);
+struct Straight {
+  static_assert(in_pairs(kBits));
   // Of four columns 0 and 2, and 1 and 3.
   static Bytes even(Bytes x) {
     return {_mm256_srai_epi16(_mm256_slli_epi16(x.a, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(x.b, 8), 8)};

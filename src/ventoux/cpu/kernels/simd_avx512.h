@@ -21,8 +21,10 @@ constexpr int kSums = 8;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = false;
 constexpr int kSignedOffset = 128;  // vpdpbusd wants unsigned weights: signed bytes are moved up, their minimum down
 constexpr bool in_pairs(int) { return false; }
+constexpr bool straight(int) { return true; }  // vpdpbusd adds in 32 bits: Straight
+constexpr bool kTotalsFit = true;  // beside the integer sums of kAtOnce tokens, into registers
 template <int kBits>
-struct Pairs;  // of simd_avx2.h alone
+struct Dot;  // of the others alone
 
 struct Floats {
   __m512 v;
@@ -104,6 +106,7 @@ struct Ints {
   __m512i v;
 };
 
+inline Ints splat_ints(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline Ints zero_ints() { return {_mm512_setzero_si512()}; }
 inline Floats to_floats(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
 inline Ints load_ints(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
@@ -111,14 +114,10 @@ inline void store_ints(int32_t* p, Ints x) { _mm512_storeu_si512(p, x.v); }
 // x + 256 y
 inline Ints add_256(Ints x, Ints y) { return {_mm512_add_epi32(x.v, _mm512_slli_epi32(y.v, 8))}; }
 
-// Sums of products of unsigned weights and int8 activations, 16 rows at once; vpdpbusd adds in 32 bits.
+// Products of unsigned weights and int8 activations, four columns of 16 rows at once.
 template <int kBits>
-struct Dot {
-  static constexpr int kFits = 8;  // all lines of a group
-  __m512i v;
-  static Dot zero() { return {_mm512_setzero_si512()}; }
-  void add(Bytes w, int32_t quad) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_set1_epi32(quad)); }
-  Ints add_to(Ints sum) const { return {_mm512_add_epi32(sum.v, v)}; }
+struct Straight {
+  static Ints add(Ints sum, Bytes w, int32_t quad) { return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(quad))}; }
 };
 
 }  // namespace

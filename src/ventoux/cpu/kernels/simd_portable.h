@@ -17,8 +17,10 @@ constexpr int kSums = 1;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = true;  // widening fp16 takes many instructions
 constexpr int kSignedOffset = 0;
 constexpr bool in_pairs(int) { return false; }
+constexpr bool straight(int) { return false; }
+constexpr bool kTotalsFit = false;
 template <int kBits>
-struct Pairs;  // of simd_avx2.h alone
+struct Straight;  // of the others alone
 
 struct Floats {
   float v[16];
@@ -96,6 +98,7 @@ struct Ints {
   Four v[4];
 };
 
+inline Ints splat_ints(int32_t x) { const Four four = {x, x, x, x}; return Ints{{four, four, four, four}}; }
 inline Ints zero_ints() { return Ints{}; }
 inline Ints load_ints(const int32_t* p) { Ints r; std::memcpy(r.v, p, 64); return r; }
 inline void store_ints(int32_t* p, const Ints& x) { std::memcpy(p, x.v, 64); }

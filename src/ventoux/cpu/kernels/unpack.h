@@ -1,4 +1,4 @@
-// From the bytes of layout.h to operands: a weight is scale * quant - min.
+// From the bytes of layout.h to operands: a weight is scale * (quant - offset), or scale * quant - min.
 #pragma once
 
 #include "layout.h"
@@ -11,6 +11,12 @@ struct Group {
   const uint8_t* quants;
 };
 
+constexpr int offset(Format f) {
+  return f == Format::Q4_0 ? 8 : f == Format::Q5_0 ? 16 : f == Format::Q6_K ? 32 : f == Format::Q8_0 ? kSignedOffset : 0;
+}
+template <Format f>
+constexpr bool kMin = f == Format::Q4_1 || f == Format::Q5_1 || f == Format::Q4_K || f == Format::Q5_K;
+
 // Group g of a panel.
 template <Format f>
 inline Group group_at(const uint8_t* panel, int g) {
@@ -22,14 +28,12 @@ inline Group group_at(const uint8_t* panel, int g) {
     const Floats scale = load_half((const uint16_t*)block), min = load_half((const uint16_t*)(block + 32));
     return {mul(scale, load_u8(group)), mul(min, load_u8(group + 16)), quants};
   } else if constexpr (f == Format::Q6_K) {
-    const Floats scale = mul(load_half((const uint16_t*)block), load_i8(group));
-    return {scale, mul(scale, splat(32)), quants};
+    return {mul(load_half((const uint16_t*)block), load_i8(group)), splat(0), quants};
   } else {
     const Floats scale = load_half((const uint16_t*)group);
-    if constexpr (f == Format::Q4_1 || f == Format::Q5_1)  // these files add their minimum
+    if constexpr (kMin<f>)  // these files add their minimum
       return {scale, sub(splat(0), load_half((const uint16_t*)(group + 32))), quants};
-    constexpr int offset = f == Format::Q4_0 ? 8 : f == Format::Q5_0 ? 16 : kSignedOffset;
-    return {scale, mul(scale, splat(offset)), quants};
+    return {scale, splat(0), quants};
   }
 }
 
