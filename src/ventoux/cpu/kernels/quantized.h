@@ -159,9 +159,10 @@ struct Sums {
     store_ints(to, sum);
     rest.store_to(to + kPanel);
   }
-  void add_high(const int32_t* high) {
-    sum = add_256(sum, load_ints(high));
-    rest.add_high(high + kPanel);
+  // What stands at each token's place in `high`.
+  void add_high(const int32_t* high, const uint16_t* place) {
+    sum = add_256(sum, load_ints(high + *place * kPanel));
+    rest.add_high(high, place + 1);
   }
   // Scaled, to totals in memory: the tokens' own scales and sums stand one after the other.
   template <Format f>
@@ -178,7 +179,7 @@ struct Sums<0> {
   template <int kBits>
   void add_line(Bytes, const int32_t*) {}
   void store_to(int32_t*) const {}
-  void add_high(const int32_t*) {}
+  void add_high(const int32_t*, const uint16_t*) {}
   template <Format f>
   void add_to(float*, bool, Floats, Floats, const float*, const float*) const {}
 };
@@ -229,27 +230,38 @@ inline Sums<n> dots_of_group(const uint8_t* lines, const int32_t* x, const int32
   return sums;
 }
 
-// One group of unpacked lines . the high parts of a tile, of the tokens whose bits are set; zeros for the others.
-template <int kBits, int kLines, int MT>
-inline void high_dots(const uint8_t* lines, const int32_t* quads, unsigned wide, int32_t* high) {
-  constexpr int n = MT < kAtOnce ? MT : kAtOnce;
-  if (wide == (1u << MT) - 1) {
-    for (int t = 0; t < MT; t += n) dots_of_group<kBits, kLines, MT, n>(lines, quads + t, nullptr).store_to(high + t * kPanel);
-    return;
-  }
-  for (int t = 0; t < MT; t++) store_ints(high + t * kPanel, zero_ints());
-  for (; wide; wide &= wide - 1) {
-    const int t = __builtin_ctz(wide);
-    dots_of_group<kBits, kLines, MT, 1>(lines, quads + t, nullptr).store_to(high + t * kPanel);
-  }
-}
+// What the high parts of a tile give in the groups of a strip: a vector for each token and group that has one, and one of
+// zeros for all others, which stand at place 0.
+template <int MT>
+struct High {
+  uint16_t place[kStripGroups][MT];
+  alignas(64) int32_t sums[(1 + kStripGroups * MT) * kPanel];
+};
 
-// The same for all groups of a strip that have some: [group][token][16 rows]. Apart and first, so that the low parts' loop
-// has no call, whose registers it would give up.
+// Apart and first, so that the low parts' loop has no call, whose registers it would give up.
 template <int kBits, int kLines, int MT>
-[[gnu::noinline]] void high_parts(const Strip& w, const Activations& x, size_t at, int groups, int32_t* high) {
-  for (int g = 0; g < groups; g++, at += MT, high += MT * kPanel)
-    if (x.wide[at]) high_dots<kBits, kLines, MT>(w.bytes + g * kLines * 64, x.high + at * kLines, x.wide[at], high);
+[[gnu::noinline]] void high_parts(const Strip& w, const Activations& x, size_t at, int groups, High<MT>& high) {
+  constexpr int n = MT < kAtOnce ? MT : kAtOnce;
+  store_ints(high.sums, zero_ints());
+  int count = 1;
+  for (int g = 0; g < groups; g++, at += MT) {
+    unsigned wide = x.wide[at];
+    if (!wide) continue;
+    const uint8_t* lines = w.bytes + g * kLines * 64;
+    const int32_t* quads = x.high + at * kLines;
+    if (wide == (1u << MT) - 1) {
+      for (int t = 0; t < MT; t++) high.place[g][t] = uint16_t(count + t);
+      for (int t = 0; t < MT; t += n, count += n)
+        dots_of_group<kBits, kLines, MT, n>(lines, quads + t, nullptr).store_to(high.sums + count * kPanel);
+      continue;
+    }
+    for (int t = 0; t < MT; t++) high.place[g][t] = 0;
+    for (; wide; wide &= wide - 1, count++) {
+      const int t = __builtin_ctz(wide);
+      high.place[g][t] = uint16_t(count);
+      dots_of_group<kBits, kLines, MT, 1>(lines, quads + t, nullptr).store_to(high.sums + count * kPanel);
+    }
+  }
 }
 
 // Groups of a strip . a tile of tokens, of which `at` is the first group's place, added to their sums in `partial`.
@@ -258,12 +270,13 @@ inline void quantized_tile(const Strip& w, const Activations& x, size_t at, int 
   constexpr Layout l = layout(f);
   constexpr bool pairs = in_pairs(l.bits);
   constexpr int n = MT < kAtOnce ? MT : kAtOnce, lines = pairs ? 2 * l.lines() : l.lines();
-  alignas(64) int32_t high[pairs ? 1 : kStripGroups * MT * kPanel];
+  High<pairs ? 1 : MT> high;
   if constexpr (!pairs) high_parts<l.bits, l.lines(), MT>(w, x, at, groups, high);
   const auto dots = [&](int g, int t, size_t here) {
     Sums<n> sums = dots_of_group<l.bits, l.lines(), MT, n>(w.bytes + g * lines * 64, x.low + here * lines + t,
                                                            offset(f) ? x.start + here + t : nullptr);
-    if (!pairs && x.wide[here]) sums.add_high(high + (g * MT + t) * kPanel);
+    if constexpr (!pairs)
+      if (x.wide[here]) sums.add_high(high.sums, high.place[g] + t);
     return sums;
   };
   const auto scale = [&](int g) { return load(w.scale + g * kPanel); };

@@ -8,7 +8,7 @@ namespace {
 
 // A group is wide when its largest activation is more than this many times the row's root mean square. Lower is slower and
 // more exact: docs/performance.md has the figures that this one was chosen by.
-constexpr float kOrdinary = 1.5f;
+constexpr float kOrdinary = 1.75f;
 
 // Over which magnitude a row's activations make their groups wide.
 inline float wide_above(const float* row, size_t columns, Rounding rounding) {
