@@ -13,6 +13,7 @@ namespace {
 constexpr int kStripColumns = 256;  // 16 KiB of unpacked floats
 // A strip's columns of a block of tokens stay in L2 while these panels pass; sums of 16 floats wait between strips.
 constexpr int kTokenBlock = 10 * kWidestTile, kPanelBlock = 8;
+constexpr int kBlockBytes = 384 * 1024;  // of a block of tokens' low parts, in L2
 constexpr int kFewTokens = 16;  // their columns stay in L2 whole: panels one by one, so that weights are read in order
 
 struct Scratch {
@@ -135,17 +136,29 @@ inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_t
   for (int p = panel0; p < panel1; p++) finish_block(w, scratch.partial[p - panel0], y, add_to, p, token0, token1);
 }
 
+// Panels [panel0, panel1) as they lie: a panel stays in L2 while tiles of tokens pass, and a block of those while panels do.
+template <Format f>
+inline void panels_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1) {
+  const size_t groups = size_t(w.columns / layout(f).group);
+  const int fit = kBlockBytes / w.columns / kWidestTile * kWidestTile, block = fit < kWidestTile ? kWidestTile : fit;
+  for (int token = 0; token < x.tokens; token += block)
+    for (int p = panel0; p < panel1; p++)
+      for_each_tile<kQuantizedTile>(token, token + block < x.tokens ? token + block : x.tokens, [&](int t, auto size) {
+        constexpr int MT = decltype(size)::value;
+        alignas(64) float totals[MT * kPanel];
+        panel_tile<f, MT>(w.data + size_t(p) * w.panel_bytes, x, size_t(t) * groups, totals);
+        for (int i = 0; i < MT; i++)
+          finish(y + size_t(t + i) * w.rows + size_t(p) * kPanel, w.rows - p * kPanel, add_to, load(totals + i * kPanel));
+      });
+}
+
 template <Format f>
 inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, Scratch& scratch) {
-  constexpr bool blocks = layout(f).bits > 0;
-  if (x.tokens == 1 && (x.form.group || !blocks)) {
-    for (int p = panel0; p < panel1; p++) {
-      const uint8_t* panel = w.data + size_t(p) * w.panel_bytes;
-      Floats sum;
-      if constexpr (blocks) sum = quantized_token<f>(panel, x);
-      else sum = float_token<f>(panel, x);
-      finish(y + size_t(p) * kPanel, w.rows - p * kPanel, add_to, sum);
-    }
+  if constexpr (layout(f).bits > 0) {
+    if (x.form.group && x.tokens <= kFromPanels) return panels_of<f>(w, x, y, add_to, panel0, panel1);
+  } else if (x.tokens == 1) {
+    for (int p = panel0; p < panel1; p++)
+      finish(y + size_t(p) * kPanel, w.rows - p * kPanel, add_to, float_token<f>(w.data + size_t(p) * w.panel_bytes, x));
     return;
   }
   for (int t = 0; t < x.tokens; t += kTokenBlock) {

@@ -12,6 +12,7 @@ constexpr const char* kName = "avx2";
 constexpr int kTile = 4;          // tokens at once: their 2 x 4 sums, the weights and a broadcast fit 16 registers
 constexpr int kQuantizedTile = 4;  // quantized tokens
 constexpr int kAtOnce = 4;  // of them, whose integer sums fit the registers: two each
+constexpr int kFromPanels = 1;  // tokens of a batch that are multiplied with panels as they lie
 constexpr int kQueries = 6;        // attention's queries at once: 2 x 6 sums, keys and a broadcast fit 16 registers
 constexpr int kSums = 4;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = false;
@@ -20,7 +21,6 @@ constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
 // signs moved to the activations, and widening for each product, which takes as long.
 constexpr bool in_pairs(int bits) { return bits == 8; }
 constexpr bool straight(int bits) { return bits == 8; }  // added in 32 bits: Straight, the others go through Dot
-constexpr bool kTotalsFit = false;  // beside the integer sums of kAtOnce tokens, into registers
 
 struct Floats {
   __m256 a, b;

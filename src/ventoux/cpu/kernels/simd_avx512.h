@@ -16,13 +16,13 @@ constexpr const char* kName = "avx512";
 constexpr int kTile = 12;           // tokens at once: 12 sums, the weights and a broadcast fit 32 registers
 constexpr int kQuantizedTile = 12;  // quantized tokens: 12 integer sums
 constexpr int kAtOnce = 12;
+constexpr int kFromPanels = 1 << 30;  // tokens of a batch that are multiplied with panels as they lie
 constexpr int kQueries = 12;        // attention's queries at once
 constexpr int kSums = 8;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = false;
 constexpr int kSignedOffset = 128;  // vpdpbusd wants unsigned weights: signed bytes are moved up, their minimum down
 constexpr bool in_pairs(int) { return false; }
 constexpr bool straight(int) { return true; }  // vpdpbusd adds in 32 bits: Straight
-constexpr bool kTotalsFit = true;  // beside the integer sums of kAtOnce tokens, into registers
 template <int kBits>
 struct Dot;  // of the others alone
 

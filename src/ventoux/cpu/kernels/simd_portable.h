@@ -12,13 +12,13 @@ constexpr const char* kName = "portable";
 constexpr int kTile = 4;
 constexpr int kQuantizedTile = 2;
 constexpr int kAtOnce = 1;  // one token's sums in 16 bits fill half of SSE2's 16 registers
+constexpr int kFromPanels = 1;
 constexpr int kQueries = 2;        // attention's queries at once
 constexpr int kSums = 1;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = true;  // widening fp16 takes many instructions
 constexpr int kSignedOffset = 0;
 constexpr bool in_pairs(int) { return false; }
 constexpr bool straight(int) { return false; }
-constexpr bool kTotalsFit = false;
 template <int kBits>
 struct Straight;  // of the others alone
 

@@ -1,4 +1,4 @@
-// How the tokens of a batch are cut into tiles: full ones, then 4, 2 and 1.
+// How the tokens of a batch are cut into tiles: full ones, then 8, 4, 2 and 1.
 #pragma once
 
 #include "kernels.h"
@@ -18,6 +18,8 @@ inline void for_each_tile(int first, int last, Visit visit) {
   static_assert(kWidestTile % full == 0, "threads would cut differently");
   int t = first;
   for (; t + full <= last; t += full) visit(t, Size<full>());
+  if constexpr (full > 8)
+    for (; t + 8 <= last; t += 8) visit(t, Size<8>());
   if constexpr (full > 4)
     for (; t + 4 <= last; t += 4) visit(t, Size<4>());
   if constexpr (full > 2)

@@ -1,0 +1,181 @@
+// Sums of one group's products, for a few tokens at once: 16 rows of a panel each, in integers and then in floats.
+//
+// What low and high parts of a group give is added in integers, before anything is rounded. High parts are multiplied for
+// the tokens that have some: where a group has none it costs a test.
+#pragma once
+
+#include "unpack.h"
+
+namespace ventoux {
+namespace {
+
+inline Form form(Format f) {
+  const Layout l = layout(f);
+  return l.bits ? Form{l.group, in_pairs(l.bits), offset(f)} : Form{0, false, 0};
+}
+
+// Words of a token's activations in a group, each multiplied with one line: of four columns, or of two in pairs.
+template <Format f>
+constexpr int kWords = layout(f).lines() * (in_pairs(layout(f).bits) ? 2 : 1);
+
+// Lines of a panel's group, unpacked at each use.
+template <Format f>
+struct Packed {
+  const uint8_t* quants;
+  Bytes operator()(int j) const {
+    constexpr int bits = layout(f).bits;
+    if constexpr (!in_pairs(bits)) return line_at<f>(quants, j);
+    else return j % 2 ? Straight<bits>::odd(line_at<f>(quants, j / 2)) : Straight<bits>::even(line_at<f>(quants, j / 2));
+  }
+};
+
+// Lines that have been unpacked.
+struct Unpacked {
+  const uint8_t* bytes;
+  Bytes operator()(int j) const { return load_bytes(bytes + j * 64); }
+};
+
+// Sums in 16 bits for n tokens, one by one and not as an array: of an array GCC keeps half in memory, and is half as fast.
+template <int kBits, int n>
+struct Dots {
+  Dot<kBits> dot = Dot<kBits>::zero();
+  Dots<kBits, n - 1> rest;
+  void add(Bytes line, const int32_t* quads) {
+    dot.add(line, *quads);
+    rest.add(line, quads + 1);
+  }
+};
+template <int kBits>
+struct Dots<kBits, 0> {
+  void add(Bytes, const int32_t*) {}
+};
+
+template <Format f>
+inline Floats add_group(Floats total, Ints sum, Floats scale, Floats min, float x_scale, const float* x_sum) {
+  total = fma(to_floats(sum), mul(scale, splat(x_scale)), total);
+  return kMin<f> ? fnma(min, splat(*x_sum), total) : total;
+}
+
+// Sums in 32 bits.
+template <int n>
+struct Sums {
+  Ints sum = zero_ints();
+  Sums<n - 1> rest;
+  Sums() = default;
+  // The tokens' own starts stand one after the other.
+  explicit Sums(const int32_t* start) : sum(splat_ints(*start)), rest(start + 1) {}
+  template <int kBits>
+  void add(const Dots<kBits, n>& dots) {
+    sum = dots.dot.add_to(sum);
+    rest.add(dots.rest);
+  }
+  template <int kBits>
+  void add_line(Bytes line, const int32_t* words) {
+    sum = Straight<kBits>::add(sum, line, *words);
+    rest.template add_line<kBits>(line, words + 1);
+  }
+  // These, 256 times what they were, and those.
+  void add_to_256(const Sums& that) {
+    sum = add_256(that.sum, sum);
+    rest.add_to_256(that.rest);
+  }
+  // 256 times what stands at each token's place in `high`.
+  void add_256_of(const int32_t* high, const uint16_t* place) {
+    sum = add_256(sum, load_ints(high + *place * kPanel));
+    rest.add_256_of(high, place + 1);
+  }
+  void store_to(int32_t* to) const {
+    store_ints(to, sum);
+    rest.store_to(to + kPanel);
+  }
+  // Scaled, to totals in memory: the tokens' own scales and sums stand one after the other.
+  template <Format f>
+  void add_to(float* total, bool first, Floats scale, Floats min, const float* x_scale, const float* x_sum) const {
+    store(total, add_group<f>(first ? splat(0) : load(total), sum, scale, min, *x_scale, x_sum));
+    rest.template add_to<f>(total + kPanel, first, scale, min, x_scale + 1, x_sum + 1);
+  }
+};
+template <>
+struct Sums<0> {
+  Sums() = default;
+  explicit Sums(const int32_t*) {}
+  template <int kBits>
+  void add(const Dots<kBits, 0>&) {}
+  template <int kBits>
+  void add_line(Bytes, const int32_t*) {}
+  void add_to_256(const Sums&) {}
+  void add_256_of(const int32_t*, const uint16_t*) {}
+  void store_to(int32_t*) const {}
+  template <Format f>
+  void add_to(float*, bool, Floats, Floats, const float*, const float*) const {}
+};
+
+// What n tokens have of all groups so far, in registers.
+template <int n>
+struct Totals {
+  Floats total = splat(0);
+  Totals<n - 1> rest;
+  void store_to(float* to) const {
+    store(to, total);
+    rest.store_to(to + kPanel);
+  }
+  template <Format f>
+  void add(const Sums<n>& sums, Floats scale, Floats min, const float* x_scale, const float* x_sum) {
+    total = add_group<f>(total, sums.sum, scale, min, *x_scale, x_sum);
+    rest.template add<f>(sums.rest, scale, min, x_scale + 1, x_sum + 1);
+  }
+};
+template <>
+struct Totals<0> {
+  void store_to(float*) const {}
+  template <Format f>
+  void add(const Sums<0>&, Floats, Floats, const float*, const float*) {}
+};
+
+// Adds one group's lines . the words of n tokens of a tile of MT.
+template <Format f, int MT, int n, class Lines>
+inline void add_lines(Sums<n>& sums, Lines lines, const int32_t* x) {
+  constexpr int bits = layout(f).bits, words = kWords<f>;
+  if constexpr (straight(bits)) {
+#pragma GCC unroll 16
+    for (int j = 0; j < words; j++) sums.template add_line<bits>(lines(j), x + j * MT);
+  } else {
+    constexpr int fits = Dot<bits>::kFits < words ? Dot<bits>::kFits : words;
+#pragma GCC unroll 8
+    for (int j = 0; j < words; j += fits) {
+      Dots<bits, n> dots;
+#pragma GCC unroll 8
+      for (int i = j; i < j + fits; i++) dots.add(lines(i), x + i * MT);
+      sums.add(dots);
+    }
+  }
+}
+
+// Group `at` of the activations, n of its tokens from token t of the tile on: what their sums begin with,
+template <Format f, int n>
+inline Sums<n> start_of_group(const Activations& x, size_t at, int t) {
+  if constexpr (offset(f) != 0) return Sums<n>(x.start + at + t);
+  else return Sums<n>();
+}
+// what their high parts add up to,
+template <Format f, int MT, int n, class Lines>
+inline Sums<n> high_of_group(Lines lines, const Activations& x, size_t at, int t) {
+  Sums<n> sums;
+  add_lines<f, MT, n>(sums, lines, x.high + at * kWords<f> + t);
+  return sums;
+}
+// and what their low parts do.
+template <Format f, int MT, int n, class Lines>
+inline void add_low(Sums<n>& sums, Lines lines, const Activations& x, size_t at, int t) {
+  add_lines<f, MT, n>(sums, lines, x.low + at * kWords<f> + t);
+}
+// All of it, where none of them has a high part.
+template <Format f, int MT, int n, class Lines>
+inline Sums<n> low_of_group(Lines lines, const Activations& x, size_t at, int t) {
+  Sums<n> sums = start_of_group<f, n>(x, at, t);
+  add_low<f, MT, n>(sums, lines, x, at, t);
+  return sums;
+}
+
+}  // namespace
+}  // namespace ventoux
