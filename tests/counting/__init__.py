@@ -20,11 +20,11 @@ import numpy as np
 import tiny
 
 from ventoux.cpu import _kernels
-from ventoux.cpu.model import FLOAT_FORMATS
 
 HERE = Path(__file__).parent
 RECORD = HERE / "counts.json"
 FORMATS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+FLOAT_FORMATS = FORMATS[:3]
 COLUMNS, ROWS = 256, 16
 Call = tuple[Callable[..., None], tuple[Any, ...]]
 

@@ -122,7 +122,8 @@ def test_block_formats_equal_fp32_arithmetic_on_the_same_weights(isa, tmp_path, 
     expected = logits(Backend(config, exact, compute="f32"), ids)
     np.testing.assert_allclose(logits(Backend(config, read.tensors, compute="f32"), ids), expected, atol=1e-4)
     np.testing.assert_allclose(logits(Backend(config, read.tensors, compute="int16"), ids), expected, atol=0.02)
-    np.testing.assert_allclose(logits(Backend(config, read.tensors), ids), expected, atol=0.1)
+    rounded = 0.3 if format == "BF16" else 0.1  # where bf16 is multiplied as such, no activation gets more bits
+    np.testing.assert_allclose(logits(Backend(config, read.tensors), ids), expected, atol=rounded)
 
 
 def as_float(tensor):

@@ -36,9 +36,6 @@ KEPT = 64
 # Rows of the embedding that are looked up before the file's pages are given back: with each, the system maps 64 KB.
 LOOKED_UP = 64
 
-# Formats whose weights are numbers, not blocks: they are always multiplied in fp32.
-FLOAT_FORMATS = ("F32", "F16", "BF16")
-
 
 class Arrays(NamedTuple):
     """What the layers work in, float32."""
@@ -68,8 +65,9 @@ class Backend:
 
     `compute` says how block formats are multiplied: "mixed" rounds activations to 8 bits in groups of 32, to 16 where
     one stands out of its row and before the output head (fastest, and within 0.0001 nats of exact), "int16"
-    rounds all to 16 bits (within a millionth), "f32" does not round. "auto" is mixed for a checkpoint that has block
-    formats and f32 for one that has none.
+    rounds all to 16 bits (within a millionth), "f32" does not round. Weights in bf16 are multiplied with activations in
+    bf16 where the machine has such products and "mixed" is asked for, which is as exact. "auto" is mixed for a
+    checkpoint with weights of which one of this is true, and f32 for others.
 
     `kv_cache_dtype` says how keys and values are kept: "f16", "f32", "int8" with a scale for each token's key and value
     in each head, and "auto", which is f16 where activations are rounded and f32 where they are not.
@@ -88,13 +86,13 @@ class Backend:
             raise VentouxError(f"threads must be at least 1, found {threads}")
         if kv_cache_dtype not in ("auto", *KV_ITEMSIZE):
             raise VentouxError(f"kv_cache_dtype must be auto, {', '.join(KV_ITEMSIZE)}, found {kv_cache_dtype!r}")
-        blocks = any(t.format not in FLOAT_FORMATS for t in tensors.values())
         self.config = config
-        self.compute: Literal["mixed", "int16", "f32"] = compute if compute != "auto" else "mixed" if blocks else "f32"
+        self._pool = _kernels.Pool(threads or physical_cores(), isa())
+        rounds = any(self._pool.rounds(t.format) for t in tensors.values() if len(t.shape) == 2)
+        self.compute: Literal["mixed", "int16", "f32"] = compute if compute != "auto" else "mixed" if rounds else "f32"
         self.kv_dtype: Literal["f32", "f16", "int8"] = (
             kv_cache_dtype if kv_cache_dtype != "auto" else "f32" if self.compute == "f32" else "f16"
         )
-        self._pool = _kernels.Pool(threads or physical_cores(), isa())
         self._lock = threading.Lock()  # kernels share the pool's memory: one forward at a time
         self._embedding = tensors["embed_tokens.weight"]  # rows are looked up in its file
         self._norm = tensors["norm.weight"].float32()

@@ -19,6 +19,10 @@ struct Matrix {
   const uint8_t* data;
 };
 
+// How activations are rounded before they are multiplied with blocks: not at all; to 16 bits; to 8 where that is enough. With
+// weights in bf16 the last is bf16, which is as exact on the whole, where the machine multiplies that.
+enum class Rounding : int { None, Int16, Mixed };
+
 // Activations [tokens, columns] regrouped for a kernel: tiles of a few tokens in which neighbouring tokens are neighbouring
 // scalars, so that a broadcast load follows the last one. Plain rows 4,096 bytes apart would share their L1 sets.
 //   float:     x      [tile][column][token of the tile]
@@ -29,6 +33,7 @@ struct Matrix {
 //              start  instead of `sum` where quants have an offset: what the group's sum of products begins with,
 //                     -offset * (sum of the group's integers), so that it ends as that of the quants without the offset
 //              wide   [tile][group]: bit t for token t of the tile, whose high part is not 0; all bits where most would be set
+//   bf16:      low    [tile][column / 2][token of the tile], two bf16 in an int32: of columns 0 and 1, 2 and 3, ...
 //   in pairs:  low    [tile][group][column / 2][token of the tile], two int16 in an int32: of columns 0 and 2, 1 and 3, ...
 //              scale  [tile][group][token of the tile]: an activation is int16 * scale
 //              no group has a high part, and no such weight a minimum or an offset
@@ -38,7 +43,7 @@ struct Matrix {
 // nearly all of the error that 8 bits would (https://arxiv.org/abs/2208.07339 found so too; docs/performance.md has
 // figures). Which of them, the row alone decides. Both parts are multiplied as int8 and added as integers.
 struct Form {  // how activations are regrouped for weights of a format
-  int group;   // columns that share a scale; 0 for floats
+  int group;   // columns that share a scale; 0 for floats, which are bf16 in pairs
   bool pairs;
   int offset;  // of the weights' quants: a weight is scale * (quant - offset), or scale * quant - minimum where it is 0
   bool operator==(const Form& other) const { return group == other.group && pairs == other.pairs && offset == other.offset; }
@@ -52,9 +57,6 @@ struct Activations {
   int32_t* start;
   uint16_t* wide;
 };
-
-// How activations are rounded before they are multiplied with blocks: not at all; to 16 bits; to 8 where that is enough.
-enum class Rounding : int { None, Int16, Mixed };
 
 // How numbers are kept in the KV cache. I8: one scale for a token's key, one for its value, in each head.
 enum class KvType : int { F32, F16, I8 };
@@ -114,8 +116,8 @@ struct Queries {
 
 struct Kernels {
   const char* name;
-  // How activations are regrouped for weights of this format when they are rounded.
-  Form (*form)(Format);
+  // How activations are regrouped for weights of this format.
+  Form (*form)(Format, Rounding);
   // Regroups tokens [first, last) of x into `to`; `first` is a multiple of the widest tile.
   void (*regroup)(const float* x, const Activations& to, Rounding rounding, int first, int last);
   // y[:, 16 * panel ...] (+)= x . w for panels [panel0, panel1); y has w.rows columns. `scratch`: kScratchBytes.

@@ -1,6 +1,6 @@
 // The bytes of a packed weight: what weight.cpp writes and unpack.h reads.
 //
-// A panel holds 16 rows. Float formats: [column][row]. Block formats: groups of 32 columns (16 for Q6_K), one after
+// A panel holds 16 rows. Float formats: [column][row]; bf16: [column / 2][row][2], as vdpbf16ps takes it. Block formats: groups of 32 columns (16 for Q6_K), one after
 // the other; formats with super-blocks put a header before every 256 columns. In a group:
 //   header   fp16 scale[16] (Q4_0, Q5_0, Q8_0); fp16 scale[16], fp16 min[16] (Q4_1, Q5_1);
 //            u8 scale[16], u8 min[16] (Q4_K, Q5_K); i8 scale[16] (Q6_K)
@@ -17,7 +17,7 @@ namespace ventoux {
 
 // Packed weights are kept in files (cpu/kept.py). Another number makes the files of all machines anew: whoever changes
 // a byte of what weight.cpp writes raises it; tests/cpu/test_kept.py knows the bytes of small weights.
-constexpr int kLayoutVersion = 1;
+constexpr int kLayoutVersion = 2;
 
 struct Layout {
   int bits;          // of a quant; 0 for float formats
@@ -44,7 +44,5 @@ constexpr Layout layout(Format f) {
     default: return {0, 1, 1, 0, 0};
   }
 }
-
-constexpr int float_bytes(Format f) { return f == Format::F32 ? 4 : 2; }
 
 }  // namespace ventoux

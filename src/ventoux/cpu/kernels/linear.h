@@ -136,17 +136,34 @@ inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_t
   for (int p = panel0; p < panel1; p++) finish_block(w, scratch.partial[p - panel0], y, add_to, p, token0, token1);
 }
 
+// to[MT][16] = a panel of bf16 . a tile of tokens, whose pairs begin at x.
+template <Format f, int MT>
+inline void bf16_tile(const uint8_t* panel, const int32_t* x, int pairs, float* to) {
+  Floats sum[MT];
+  for (int t = 0; t < MT; t++) sum[t] = splat(0);
+  for (int i = 0; i < pairs; i++) {
+    const Bytes line = load_bytes(panel + size_t(i) * 64);
+    __builtin_prefetch(panel + size_t(i) * 64 + kAhead);
+#pragma GCC unroll 16
+    for (int t = 0; t < MT; t++) sum[t] = Bf16<f>::add(sum[t], line, x[size_t(i) * MT + t]);
+  }
+  for (int t = 0; t < MT; t++) store(to + t * kPanel, sum[t]);
+}
+
 // Panels [panel0, panel1) as they lie: a panel stays in L2 while tiles of tokens pass, and a block of those while panels do.
 template <Format f>
 inline void panels_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1) {
-  const size_t groups = size_t(w.columns / layout(f).group);
-  const int fit = kBlockBytes / w.columns / kWidestTile * kWidestTile, block = fit < kWidestTile ? kWidestTile : fit;
+  constexpr bool bf16 = f == Format::BF16;
+  const size_t words = bf16 ? size_t(w.columns + 1) / 2 : size_t(w.columns / layout(f).group);  // pairs, or groups
+  const int fit = kBlockBytes / (w.columns * (bf16 ? 2 : 1)) / kWidestTile * kWidestTile, block = fit < kWidestTile ? kWidestTile : fit;
   for (int token = 0; token < x.tokens; token += block)
     for (int p = panel0; p < panel1; p++)
       for_each_tile<kQuantizedTile>(token, token + block < x.tokens ? token + block : x.tokens, [&](int t, auto size) {
         constexpr int MT = decltype(size)::value;
+        const uint8_t* panel = w.data + size_t(p) * w.panel_bytes;
         alignas(64) float totals[MT * kPanel];
-        panel_tile<f, MT>(w.data + size_t(p) * w.panel_bytes, x, size_t(t) * groups, totals);
+        if constexpr (bf16) bf16_tile<f, MT>(panel, x.low + size_t(t) * words, int(words), totals);
+        else panel_tile<f, MT>(panel, x, size_t(t) * words, totals);
         for (int i = 0; i < MT; i++)
           finish(y + size_t(t + i) * w.rows + size_t(p) * kPanel, w.rows - p * kPanel, add_to, load(totals + i * kPanel));
       });
@@ -156,6 +173,8 @@ template <Format f>
 inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, Scratch& scratch) {
   if constexpr (layout(f).bits > 0) {
     if (x.form.group && x.tokens <= kFromPanels) return panels_of<f>(w, x, y, add_to, panel0, panel1);
+  } else if (f == Format::BF16 && x.form.pairs) {
+    if constexpr (f == Format::BF16 && kHasBf16) return panels_of<f>(w, x, y, add_to, panel0, panel1);
   } else if (x.tokens == 1) {
     for (int p = panel0; p < panel1; p++)
       finish(y + size_t(p) * kPanel, w.rows - p * kPanel, add_to, float_token<f>(w.data + size_t(p) * w.panel_bytes, x));

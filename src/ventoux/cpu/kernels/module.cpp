@@ -148,6 +148,13 @@ NB_MODULE(_kernels, m) {
   nb::class_<Pool>(m, "Pool", "Threads, and the instruction set that they run.")
       .def(nb::init<int, const std::string&>(), "threads"_a, "isa"_a)
       .def_prop_ro("threads", &Pool::threads)
+      .def(
+          "rounds",
+          [](const Pool& p, const std::string& format) {
+            const Form form = p.kernels().form(format_of(format), Rounding::Mixed);
+            return form.group > 0 || form.pairs;
+          },
+          "format"_a, "Whether `mixed` rounds activations for weights of this format on this instruction set.")
       .def("drop_shared", &Pool::drop_shared, "Give back what kernels share, which is as large as the largest batch was.")
       .def_prop_ro("isa", [](const Pool& p) { return std::string(p.kernels().name); });
 

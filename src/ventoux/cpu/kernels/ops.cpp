@@ -20,20 +20,20 @@ void run_parts(Pool& pool, int count, int unit, Work work) {
 
 size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-constexpr Form kFloats{0, false, 0};
-constexpr int kForms = 8;  // floats, and those of the block formats: more than any instruction set has
+constexpr int kForms = 8;  // floats, bf16, and those of the block formats: more than any instruction set has
 
 // Activations of some tokens in one form, in memory from `at` on; moves `at` behind them.
 Activations place(int tokens, int columns, Form form, uint8_t*& at) {
   Activations a{tokens, columns, form, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
-  const size_t n = size_t(tokens) * size_t(columns);
+  const size_t n = size_t(tokens) * size_t(columns), pairs = size_t(tokens) * (size_t(columns + 1) / 2);
   const auto take = [&](size_t bytes) {
     uint8_t* p = at;
     at += padded(bytes);
     return p;
   };
   if (form.group == 0) {
-    a.x = (float*)take(n * 4);
+    if (form.pairs) a.low = (int32_t*)take(pairs * 4);
+    else a.x = (float*)take(n * 4);
     return a;
   }
   const size_t groups = n / size_t(form.group);
@@ -50,7 +50,7 @@ Activations place(int tokens, int columns, Form form, uint8_t*& at) {
 
 size_t placed_bytes(int tokens, int columns, Form form) {
   const size_t n = size_t(tokens) * size_t(columns);
-  if (form.group == 0) return padded(n * 4);
+  if (form.group == 0) return padded(form.pairs ? size_t(tokens) * (size_t(columns + 1) / 2) * 4 : n * 4);
   const size_t groups = n / size_t(form.group);
   const size_t always = padded(form.pairs ? 2 * n : n) + 2 * padded(groups * 4);
   return form.pairs ? always : always + padded(n) + padded(groups * 2);
@@ -61,10 +61,7 @@ size_t placed_bytes(int tokens, int columns, Form form) {
 void linear(Pool& pool, const float* x, int tokens, int columns, const Product* products, int count, bool add,
             Rounding rounding) {
   const Kernels& kernels = pool.kernels();
-  const auto form_of = [&](const Product& p) {
-    const Format format = p.weight->format();
-    return rounding == Rounding::None ? kFloats : kernels.form(format);
-  };
+  const auto form_of = [&](const Product& p) { return kernels.form(p.weight->format(), rounding); };
   // What each form in use makes of x.
   Activations activations[kForms];
   int forms = 0;

@@ -114,9 +114,29 @@ inline void regroup_floats(const float* x, const Activations& to, int token) {
   }
 }
 
+// To the nearest, ties to even; NaN stays NaN.
+inline uint32_t to_bf16(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  return x != x ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+template <int MT>
+inline void regroup_bf16(const float* x, const Activations& to, int token) {
+  const size_t columns = size_t(to.columns), pairs = (columns + 1) / 2;
+  for (int t = 0; t < MT; t++) {
+    const float* row = x + (token + t) * columns;
+    int32_t* out = to.low + token * pairs + t;
+    for (size_t i = 0; i < columns / 2; i++) out[i * MT] = int32_t(to_bf16(row[2 * i]) | to_bf16(row[2 * i + 1]) << 16);
+    if (columns % 2) out[columns / 2 * MT] = int32_t(to_bf16(row[columns - 1]));
+  }
+}
+
 inline void regroup(const float* x, const Activations& to, Rounding rounding, int first, int last) {
   if (to.form.group) {
     for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value>(x, to, rounding, t); });
+  } else if (to.form.pairs) {
+    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_bf16<decltype(size)::value>(x, to, t); });
   } else {
     for_each_tile<kTile>(first, last, [&](int t, auto size) { regroup_floats<decltype(size)::value>(x, to, t); });
   }

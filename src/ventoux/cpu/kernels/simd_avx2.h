@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "kernels.h"
+
 namespace ventoux {
 namespace {
 
@@ -16,6 +18,10 @@ constexpr int kFromPanels = 1;  // tokens of a batch that are multiplied with pa
 constexpr int kQueries = 6;        // attention's queries at once: 2 x 6 sums, keys and a broadcast fit 16 registers
 constexpr int kSums = 4;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = false;
+constexpr bool multiplies_bf16() { return false; }
+constexpr bool kHasBf16 = false;
+template <Format f>
+struct Bf16;  // of simd_avx512.h alone
 constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
 // Bits of weights that are multiplied with 16 bits of an activation at once: for vpmaddubsw signed bytes would need their
 // signs moved to the activations, and widening for each product, which takes as long.
@@ -47,10 +53,12 @@ inline void store_half(uint16_t* p, Floats x) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT));
   _mm_storeu_si128((__m128i*)(p + 8), _mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT));
 }
-inline __m256 widen_bf16(const uint16_t* p) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+inline __m256 half_of_bf16(const uint16_t* p, bool odd) {
+  const __m256i both = _mm256_loadu_si256((const __m256i*)p);
+  return _mm256_castsi256_ps(odd ? _mm256_and_si256(both, _mm256_set1_epi32(int(0xffff0000u))) : _mm256_slli_epi32(both, 16));
 }
-inline Floats load_bf16(const uint16_t* p) { return {widen_bf16(p), widen_bf16(p + 8)}; }
+// The even or the odd ones of 32 bf16.
+inline Floats load_bf16(const uint16_t* p, bool odd) { return {half_of_bf16(p, odd), half_of_bf16(p + 16, odd)}; }
 inline Floats load_u8(const uint8_t* p) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p))),
           _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8))))};

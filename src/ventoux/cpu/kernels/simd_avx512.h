@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "kernels.h"
+
 namespace ventoux {
 namespace {
 
@@ -48,9 +50,10 @@ inline Floats load_half(const uint16_t* p) { return {_mm512_cvtph_ps(_mm256_load
 inline void store_half(uint16_t* p, Floats x) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT));
 }
-inline Floats load_bf16(const uint16_t* p) {
-  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))};
+// The even or the odd ones of 32 bf16.
+inline Floats load_bf16(const uint16_t* p, bool odd) {
+  const __m512i both = _mm512_loadu_si512(p);
+  return {_mm512_castsi512_ps(odd ? _mm512_and_si512(both, _mm512_set1_epi32(int(0xffff0000u))) : _mm512_slli_epi32(both, 16))};
 }
 inline Floats load_u8(const uint8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)))};
@@ -119,6 +122,26 @@ template <int kBits>
 struct Straight {
   static Ints add(Ints sum, Bytes w, int32_t quad) { return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(quad))}; }
 };
+
+// Products of bf16, two columns of 16 rows at once; of AVX512_BF16, which not every machine with AVX-512 has.
+constexpr bool kHasBf16 = true;
+template <Format f>
+struct Bf16 {
+#ifdef VENTOUX_EMULATE_AVX512
+  static Floats add(Floats sum, Bytes, int32_t) { return sum; }
+#else
+  static Floats add(Floats sum, Bytes w, int32_t pair) {
+    return {_mm512_dpbf16_ps(sum.v, (__m512bh)w.v, (__m512bh)_mm512_set1_epi32(pair))};
+  }
+#endif
+};
+inline bool multiplies_bf16() {
+#ifdef VENTOUX_EMULATE_AVX512
+  return false;
+#else
+  return __builtin_cpu_supports("avx512bf16");
+#endif
+}
 
 }  // namespace
 }  // namespace ventoux

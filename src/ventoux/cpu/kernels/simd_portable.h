@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels.h"
+
 namespace ventoux {
 namespace {
 
@@ -16,6 +18,10 @@ constexpr int kFromPanels = 1;
 constexpr int kQueries = 2;        // attention's queries at once
 constexpr int kSums = 1;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = true;  // widening fp16 takes many instructions
+constexpr bool multiplies_bf16() { return false; }
+constexpr bool kHasBf16 = false;
+template <Format f>
+struct Bf16;  // of simd_avx512.h alone
 constexpr int kSignedOffset = 0;
 constexpr bool in_pairs(int) { return false; }
 constexpr bool straight(int) { return false; }
@@ -60,7 +66,8 @@ inline uint16_t to_half(float x) {
 }
 inline Floats load_half(const uint16_t* p) { Floats r; LANES r.v[i] = from_half(p[i]); return r; }
 inline void store_half(uint16_t* p, const Floats& x) { LANES p[i] = to_half(x.v[i]); }
-inline Floats load_bf16(const uint16_t* p) { Floats r; LANES r.v[i] = from_bits(uint32_t(p[i]) << 16); return r; }
+// The even or the odd ones of 32 bf16.
+inline Floats load_bf16(const uint16_t* p, bool odd) { Floats r; LANES r.v[i] = from_bits(uint32_t(p[2 * i + odd]) << 16); return r; }
 inline Floats load_u8(const uint8_t* p) { Floats r; LANES r.v[i] = p[i]; return r; }
 inline Floats load_i8(const uint8_t* p) { Floats r; LANES r.v[i] = int8_t(p[i]); return r; }
 

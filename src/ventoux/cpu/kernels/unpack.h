@@ -56,10 +56,9 @@ inline Bytes line_at(const uint8_t* quants, int j) {
 // 16 floats of one column of a float panel.
 template <Format f>
 inline Floats column_at(const uint8_t* panel, size_t column) {
-  const uint8_t* at = panel + column * kPanel * float_bytes(f);
-  if constexpr (f == Format::F32) return load((const float*)at);
-  if constexpr (f == Format::F16) return load_half((const uint16_t*)at);
-  return load_bf16((const uint16_t*)at);
+  if constexpr (f == Format::F32) return load((const float*)panel + column * kPanel);
+  if constexpr (f == Format::F16) return load_half((const uint16_t*)panel + column * kPanel);
+  return load_bf16((const uint16_t*)panel + column / 2 * 2 * kPanel, column % 2);
 }
 
 }  // namespace

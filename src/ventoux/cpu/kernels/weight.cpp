@@ -110,6 +110,13 @@ void pack_block(Format f, const uint8_t* block, int row, uint8_t* out) {
   }
 }
 
+// Columns of floats, one row's part of a panel: [column][row], or [column / 2][row][2] for bf16.
+void pack_floats(Format f, size_t columns, const uint8_t* in, int row, uint8_t* out) {
+  const size_t size = size_t(block_of(f).bytes), pair = f == Format::BF16 ? 2 : 1;
+  for (size_t c = 0; c < columns; c++)
+    std::memcpy(out + ((c / pair * kPanel + size_t(row)) * pair + c % pair) * size, in + c * size, size);
+}
+
 // Bytes that a block's columns take in a panel, in all of its 16 rows.
 size_t block_in_panel(Format f) {
   const Block block = block_of(f);
@@ -130,7 +137,9 @@ size_t Weight::memory_bytes(Format format, int rows, int columns) {
 
 Weight::Weight(Format format, int rows, int columns, const uint8_t* packed)
     : format_(format), rows_(rows), columns_(columns), panels_((rows + kPanel - 1) / kPanel), data_(packed) {
-  panel_bytes_ = size_t(columns / block_of(format).columns) * block_in_panel(format);
+  // Half a pair is filled up with zeros.
+  const int whole = format == Format::BF16 ? columns + columns % 2 : columns;
+  panel_bytes_ = size_t(whole / block_of(format).columns) * block_in_panel(format);
   bytes_ = panel_bytes_ * size_t(panels_);
 }
 
@@ -147,15 +156,15 @@ Weight::Weight(Pool& pool, Format format, int rows, int columns, const uint8_t* 
   pool.run(panels_, [&](int panel, int) {
     uint8_t* out = memory_.get() + size_t(panel) * panel_bytes_;
     const int lanes = std::min(kPanel, rows_ - panel * kPanel);
-    if (lanes < kPanel) std::memset(out, 0, panel_bytes_);  // scale 0: the rows that fill the last panel are 0
+    // Scale 0: the rows that fill the last panel are 0.
+    if (lanes < kPanel || (format_ == Format::BF16 && columns_ % 2)) std::memset(out, 0, panel_bytes_);
     for (int row = 0; row < lanes; row++) {
       const int logical = panel * kPanel + row;
       const uint8_t* in = data + size_t(order ? order[logical] : logical) * row_bytes;
       if (l.bits) {
         for (size_t b = 0; b < blocks; b++) pack_block(format_, in + b * size_t(block.bytes), row, out + b * out_bytes);
       } else {
-        const size_t size = size_t(block.bytes);
-        for (size_t c = 0; c < blocks; c++) std::memcpy(out + (c * kPanel + size_t(row)) * size, in + c * size, size);
+        pack_floats(format_, blocks, in, row, out);
       }
     }
   });
