@@ -117,7 +117,7 @@ class Description:
     compute      the arithmetic: "mixed", "int16" or "f32" of our kernels, "fp32", "bf16" or "fp16" of torch's
     kv_dtype     of the cache: "f32", "f16" or "int8" of our kernels, torch's as in compute
     kv_itemsize  bytes of a number in the cache
-    kv_scale     bytes that stand beside each head's key, and beside its value, of a token
+    kv_scales    bytes that stand beside each head's key and value of a token
     """
 
     backend: str
@@ -127,7 +127,7 @@ class Description:
     compute: str
     kv_dtype: str
     kv_itemsize: int
-    kv_scale: int = 0
+    kv_scales: int = 0
 
     def __str__(self) -> str:
         """int16 on avx2, 4 threads; bf16 on pytorch cuda:0"""

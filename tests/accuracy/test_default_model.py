@@ -144,7 +144,7 @@ def test_perplexity_and_divergence_on_prose(careful, prose, expected):
 def test_perplexity_and_divergence_on_prose_as_it_ships(model, prose, expected):
     """8 bits, and 16 where an activation stands out: the promise for perplexity, a fiftieth of it for the divergence.
 
-    Found are -2.5e-4 and 3.3e-5 nats; without the 16 bits it would be 2.2e-3 nats.
+    Found are 1.2e-4 and 6e-5 nats; without the 16 bits it would be 2.2e-3 nats.
     """
     assert model.backend.compute == "mixed"
     relative, divergence, _ = compared(model.backend, prose, expected)
@@ -154,12 +154,16 @@ def test_perplexity_and_divergence_on_prose_as_it_ships(model, prose, expected):
 
 
 def test_keys_and_values_in_int8(stored, prose, expected):
-    """Found are 4.5e-4 and 6.1e-4 nats, where the promise is 1e-3 and 5e-3."""
+    """Found are -8.4e-4 and 1.2e-4 nats, where the promise is 1e-3 and 5e-3.
+
+    At such a divergence the perplexity of 2,048 tokens moves by 4e-4 to either side, whatever the sign of the errors; with
+    one scale for a whole key it was 6.1e-4 nats, and the perplexity off by 4.5e-4 on one machine and by 1.35e-3 on another.
+    """
     backend = cpu.Backend(stored.config, stored.tensors, compute="int16", kv_cache_dtype="int8")
     relative, divergence, _ = compared(backend, prose, expected)
     print(f"perplexity {relative:+.2e} of the oracle's, KL {divergence:.2e} nats")
-    assert abs(relative) < 8e-4
-    assert divergence < 1.2e-3
+    assert abs(relative) < 1e-3
+    assert divergence < 2e-4
 
 
 def test_f32_agrees_in_logits_on_prose(stored, prose, expected):

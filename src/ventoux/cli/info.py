@@ -53,10 +53,9 @@ def gather(model: Mistral) -> dict[str, Any]:
         "threads": means.threads,
         "compute": means.compute,
         "kv_dtype": means.kv_dtype,
-        "kv_bytes_per_token": 2
-        * config.num_layers
+        "kv_bytes_per_token": config.num_layers
         * config.num_kv_heads
-        * (config.head_dim * means.kv_itemsize + means.kv_scale),
+        * (2 * config.head_dim * means.kv_itemsize + means.kv_scales),
     }
 
 

@@ -69,8 +69,8 @@ class Backend:
     bf16 where the machine has such products and "mixed" is asked for, which is as exact. "auto" is mixed for a
     checkpoint with weights of which one of this is true, and f32 for others.
 
-    `kv_cache_dtype` says how keys and values are kept: "f16", "f32", "int8" with a scale for each token's key and value
-    in each head, and "auto", which is f16 where activations are rounded and f32 where they are not.
+    `kv_cache_dtype` says how keys and values are kept: "f16", "f32", "int8" with a scale for each token's value in
+    each head and a scale and a middle for each 16 components of its key, and "auto", which is f16 where activations are rounded and f32 where they are not.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Backend:
             compute=self.compute,
             kv_dtype=self.kv_dtype,
             kv_itemsize=KV_ITEMSIZE[self.kv_dtype],
-            kv_scale=4 if self.kv_dtype == "int8" else 0,
+            kv_scales=4 + 4 * -(-self.config.head_dim // 16) if self.kv_dtype == "int8" else 0,
         )
 
     @cached_property

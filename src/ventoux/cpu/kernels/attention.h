@@ -68,7 +68,10 @@ inline void write_out(const AttentionShape& s, const Queries& of, int first, int
   }
 }
 
-// The queries of a tile, rotated and scaled, as [D][Q].
+// Floats that a packed query takes: its components, and the sums of each 16 of them.
+inline size_t packed_floats(const AttentionShape& s) { return size_t(round_up(s.head_dim)) + size_t(round_up(s.head_dim) / kPanel); }
+
+// The queries of a tile, rotated and scaled, as [D][Q], and behind them their sums [D / 16][Q].
 template <int Q>
 inline void pack_queries(const AttentionShape& s, const Queries& of, int first, float* row, float* to) {
   const int D = s.head_dim;
@@ -76,7 +79,12 @@ inline void pack_queries(const AttentionShape& s, const Queries& of, int first, 
   for (int i = 0; i < Q; i++) {
     const size_t token = size_t((first + i) / of.group), head = size_t((first + i) % of.group), angle = token * (D / 2);
     rotate(of.q + (token * s.heads + head) * D, D, of.cos + angle, of.sin + angle, scale, row);
-    for (int d = 0; d < D; d++) to[d * Q + i] = row[d];
+    float* sums = to + size_t(round_up(D)) * Q + i;
+    for (int d = 0; d < D; d++) {
+      to[d * Q + i] = row[d];
+      float& sum = sums[size_t(d / kPanel) * Q];
+      sum = d % kPanel ? sum + row[d] : row[d];
+    }
   }
 }
 
@@ -110,7 +118,7 @@ inline Workspace divide(const AttentionShape& s, int n, float* memory) {
   at.one = at.sum + found_floats(s, n);
   at.scores = at.one + found_floats(s, kQueries);
   at.packed = at.scores + kQueries * kBlock;
-  at.row = at.packed + size_t(n) * D;
+  at.row = at.packed + size_t(n) * packed_floats(s);
   at.wide = at.row + 2 * D;
   at.end = at.wide + (kSlowHalf && s.kv == KvType::F16 ? 2 * kBlock * D : 0);
   return at;
@@ -134,7 +142,7 @@ inline void attend_block(const AttentionShape& s, const Queries& of, int block, 
     if (!some && !found) return;
     const Found here = clear(found ? part(found, n, first, i, D) : part(at.one, kQueries, 0, 0, D), Q, D);
     if (!some) return;
-    attend_tile<kv, Q>(s, sees, at.packed + size_t(first) * D, panels, at.scores, here);
+    attend_tile<kv, Q>(s, sees, at.packed + size_t(first) * packed_floats(s), panels, at.scores, here);
     if (!found) add_block(part(at.sum, n, first, i, D), here, Q, D);
   });
 }
@@ -145,7 +153,7 @@ inline void attend_of(const AttentionShape& s, const Queries& of, int block0, in
   const bool whole = block0 == 0 && block1 == of.blocks;
   const Workspace at = divide(s, n, scratch);
   for_each_query_tile(n, [&](int first, auto tile, int i) {
-    pack_queries<tile.value>(s, of, of.first + first, at.row, at.packed + size_t(first) * D);
+    pack_queries<tile.value>(s, of, of.first + first, at.row, at.packed + size_t(first) * packed_floats(s));
     if (whole) clear(part(at.sum, n, first, i, D), tile.value, D);
   });
   for (int b = block0; b < block1; b++) {

@@ -16,13 +16,10 @@ inline Floats load_kv(const uint8_t* p, size_t index) {
   return load_i8(p + index);
 }
 
-// to[Q][kBlock] = q . keys of P panels, 16 lanes each: q is [D][Q], keys [D][16].
+// Adds q . components [first, last) of the keys of P panels, 16 lanes each: q is [D][Q], keys [D][16].
 template <KvType kv, int Q, int P>
-inline void score(const float* q, const uint8_t* const* panels, int D, float* to) {
-  Floats sum[Q][P];
-  for (int i = 0; i < Q; i++)
-    for (int p = 0; p < P; p++) sum[i][p] = splat(0);
-  for (int d = 0; d < D; d++) {
+inline void add_products(const float* q, const uint8_t* const* panels, int first, int last, Floats (&sum)[Q][P]) {
+  for (int d = first; d < last; d++) {
     Floats key[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; p++) key[p] = load_kv<kv>(panels[p], size_t(d) * kPanel);
@@ -33,14 +30,41 @@ inline void score(const float* q, const uint8_t* const* panels, int D, float* to
       for (int p = 0; p < P; p++) sum[i][p] = fma(key[p], x, sum[i][p]);
     }
   }
-  for (int p = 0; p < P; p++)
-    for (int i = 0; i < Q; i++) {
-      if constexpr (kv == KvType::I8) {
-        const float* scales = (const float*)(panels[p] + size_t(kPanel) * round_up(D));
-        sum[i][p] = mul(sum[i][p], load(scales));
+}
+
+template <int Q, int P>
+inline void clear(Floats (&sum)[Q][P]) {
+  for (int i = 0; i < Q; i++)
+    for (int p = 0; p < P; p++) sum[i][p] = splat(0);
+}
+
+// to[Q][kBlock] = q . keys of P panels. Behind q stand the sums of each 16 components, [D / 16][Q]: what a middle is multiplied
+// with.
+template <KvType kv, int Q, int P>
+inline void score(const float* q, const uint8_t* const* panels, int D, float* to) {
+  Floats sum[Q][P];
+  if constexpr (kv != KvType::I8) {
+    clear(sum);
+    add_products<kv>(q, panels, 0, D, sum);
+    for (int p = 0; p < P; p++)
+      for (int i = 0; i < Q; i++) store(to + i * kBlock + p * kPanel, sum[i][p]);
+    return;
+  }
+  const int padded = round_up(D);
+  const float* sums = q + size_t(padded) * Q;
+  for (int d = 0; d < D; d += kPanel) {
+    clear(sum);
+    add_products<kv>(q, panels, d, d + kPanel < D ? d + kPanel : D, sum);
+    for (int p = 0; p < P; p++) {
+      const uint16_t* scales = (const uint16_t*)(panels[p] + size_t(kPanel) * padded) + size_t(d) * 2;
+      const Floats scale = load_half(scales), middle = load_half(scales + kPanel);
+      for (int i = 0; i < Q; i++) {
+        float* at = to + i * kBlock + p * kPanel;
+        const Floats before = d == 0 ? splat(0) : load(at);
+        store(at, fma(middle, splat(sums[size_t(d / kPanel) * Q + i]), fma(sum[i][p], scale, before)));
       }
-      store(to + i * kBlock + p * kPanel, sum[i][p]);
     }
+  }
 }
 
 // to[Q][.] += weights[Q][kBlock] . values of keys [low, high) of a block, P times 16 components; values [D / 16][16][16].
@@ -75,7 +99,7 @@ constexpr int kBeside = Q >= kSums ? 1 : (kSums + Q - 1) / Q;
 template <KvType kv, int Q>
 inline void weigh_all(const AttentionShape& s, const float* weights, const uint8_t* const* panels, int low, int high, float* to) {
   const int padded = round_up(s.head_dim);
-  const size_t values = plane_bytes(s), step = size_t(kPanel) * kv_bytes(kv);
+  const size_t values = key_bytes(s), step = size_t(kPanel) * kv_bytes(kv);
   int d = 0;
   for (; low < high && d + kBeside<Q> * kPanel <= padded; d += kBeside<Q> * kPanel)
     weigh<kv, Q, kBeside<Q>>(weights, panels, values + size_t(d) * step, low, high, to + d, padded);

@@ -69,14 +69,14 @@ void Cache::append(const Span& span, int kv_head, const uint8_t* chunk) const {
 
 void Cache::copy_lanes(const uint8_t* from, uint8_t* to, int count) const {
   if (count == 0) return;
-  const size_t bytes = panel_bytes(shape_), plane = plane_bytes(shape_), size = kv_bytes(shape_.kv);
+  const size_t values = key_bytes(shape_), size = kv_bytes(shape_.kv);
   const size_t lanes = size_t(count), width = kPanel * size, rows = size_t(round_up(shape_.head_dim));
-  for (size_t d = 0; d < rows; d++) std::memcpy(to + d * width, from + d * width, lanes * size);
-  for (size_t d = 0; d < rows / kPanel; d++)
-    std::memcpy(to + plane + d * kPanel * width, from + plane + d * kPanel * width, lanes * width);
+  const auto copy = [&](size_t offset, size_t bytes) { std::memcpy(to + offset, from + offset, bytes); };
+  for (size_t d = 0; d < rows; d++) copy(d * width, lanes * size);
+  for (size_t d = 0; d < rows / kPanel; d++) copy(values + d * kPanel * width, lanes * width);
   if (shape_.kv != KvType::I8) return;
-  for (size_t scales = rows * width; scales < bytes; scales += plane)
-    std::memcpy(to + scales, from + scales, lanes * sizeof(float));
+  for (size_t at = rows * width; at < values; at += kPanel * sizeof(uint16_t)) copy(at, lanes * sizeof(uint16_t));
+  copy(values + rows * width, lanes * sizeof(float));
 }
 
 void Cache::copy(const Ring& from, const Ring& to, int first, int end) const {

@@ -6,8 +6,8 @@
 // 4..9, and a chunk at 8 sees 5..7 and itself.
 //
 // Of one head in one layer: panels of 16 slots, each with its keys as [head_dim][16], so that one load has a component of
-// 16 keys and no score needs a sum across lanes, and then its values as [head_dim / 16][16 slots][16]. In int8 either is
-// followed by 16 float scales, one for each slot. Capacities and head_dim are rounded up to 16, so the 16 positions from
+// 16 keys and no score needs a sum across lanes, and then its values as [head_dim / 16][16 slots][16]. In int8 keys are
+// followed by 16 fp16 scales and 16 middles of each 16 components, and values by 16 float scales, one for each slot. Capacities and head_dim are rounded up to 16, so the 16 positions from
 // 16 i on lie in one panel.
 #pragma once
 

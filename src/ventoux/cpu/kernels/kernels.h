@@ -58,7 +58,8 @@ struct Activations {
   uint16_t* wide;
 };
 
-// How numbers are kept in the KV cache. I8: one scale for a token's key, one for its value, in each head.
+// How numbers are kept in the KV cache. I8: one scale for a token's value in each head, and a scale and a middle for each 16
+// components of its key: keys have components that are large, or far from zero, throughout a text.
 enum class KvType : int { F32, F16, I8 };
 
 struct AttentionShape {
@@ -83,13 +84,20 @@ static constexpr int round_up(int n) { return (n + kPanel - 1) / kPanel * kPanel
 
 static constexpr size_t kv_bytes(KvType type) { return type == KvType::F32 ? 4 : type == KvType::F16 ? 2 : 1; }
 
-// Bytes of one head's keys, and of its values, in a panel of 16 positions; I8 has 16 float scales behind them.
-static inline size_t plane_bytes(const AttentionShape& s) {
+// Bytes of one head's keys in a panel of 16 positions; I8 has fp16 scales [16] and middles [16] of each 16 components behind
+// them.
+static inline size_t key_bytes(const AttentionShape& s) {
+  const size_t components = size_t(round_up(s.head_dim));
+  return kPanel * components * kv_bytes(s.kv) + (s.kv == KvType::I8 ? components / kPanel * 2 * kPanel * sizeof(uint16_t) : 0);
+}
+
+// Bytes of its values; I8 has float scales [16] behind them.
+static inline size_t value_bytes(const AttentionShape& s) {
   return size_t(kPanel) * size_t(round_up(s.head_dim)) * kv_bytes(s.kv) + (s.kv == KvType::I8 ? kPanel * sizeof(float) : 0);
 }
 
 // A panel: the keys of 16 positions, then their values.
-static inline size_t panel_bytes(const AttentionShape& s) { return 2 * plane_bytes(s); }
+static inline size_t panel_bytes(const AttentionShape& s) { return key_bytes(s) + value_bytes(s); }
 
 // Bytes of one head's panels with room for `slots`.
 static inline size_t head_bytes(const AttentionShape& s, int slots) {

@@ -34,6 +34,25 @@ inline void store_lane(const Number* row, int n, bool key, Number* plane, int la
   for (int d = 0; d < n; d++) plane[key ? d * kPanel + lane : (d / kPanel * kPanel + lane) * kPanel + d % kPanel] = row[d];
 }
 
+// Rounds n <= 16 numbers to int8 around their middle; both are rounded to fp16 first. NaN as above.
+inline void round_around_middle(const float* x, int n, int8_t* to, uint16_t* scale, uint16_t* middle) {
+  float low = x[0], high = x[0], bad = 0;
+  for (int i = 0; i < n; i++) low = x[i] < low ? x[i] : low, high = x[i] > high ? x[i] : high, bad += x[i] * 0;
+  uint16_t narrow[kPanel];
+  store_half(narrow, splat(low / 2 + high / 2 + bad));
+  *middle = narrow[0];
+  float m[kPanel];
+  store(m, load_half(narrow));
+  const float above = high - m[0], below = m[0] - low;
+  store_half(narrow, splat((above > below ? above : below) / 127 + bad));
+  *scale = narrow[0];
+  float s[kPanel], padded[kPanel] = {};
+  store(s, load_half(narrow));
+  for (int i = 0; i < n; i++) padded[i] = x[i];
+  const Floats inverse = splat(s[0] > 0 ? 1 / s[0] : 0);
+  store_int8(to, min(max(mul(sub(load(padded), splat(m[0])), inverse), splat(-127)), splat(127)));
+}
+
 // One token's key or value [D] into lane `lane` of its plane. `row` is zero from D on; `narrow` has room for it.
 inline void store_row(const AttentionShape& s, const float* row, bool key, uint8_t* plane, int lane, void* narrow) {
   const int n = round_up(s.head_dim);
@@ -42,8 +61,14 @@ inline void store_row(const AttentionShape& s, const float* row, bool key, uint8
     for (int i = 0; i < n; i += kPanel) store_half((uint16_t*)narrow + i, load(row + i));
     return store_lane((const uint16_t*)narrow, n, key, (uint16_t*)plane, lane);
   }
-  float* scales = (float*)(plane + plane_bytes(s)) - kPanel;
-  scales[lane] = round_to_int8(row, n, (int8_t*)narrow);
+  uint8_t* behind = plane + size_t(n) * kPanel;
+  if (key) {
+    uint16_t* scales = (uint16_t*)behind + lane;
+    for (int i = 0; i < n; i += kPanel, scales += 2 * kPanel)
+      round_around_middle(row + i, s.head_dim - i < kPanel ? s.head_dim - i : kPanel, (int8_t*)narrow + i, scales, scales + kPanel);
+  } else {
+    ((float*)behind)[lane] = round_to_int8(row, n, (int8_t*)narrow);
+  }
   store_lane((const int8_t*)narrow, n, key, (int8_t*)plane, lane);
 }
 
@@ -54,7 +79,7 @@ inline void store_kv(const AttentionShape& s, const float* k, const float* v, co
   rotate(k, D, cos, sin, 1, scratch);
   store_row(s, scratch, true, panel, lane, scratch + n);
   for (int i = 0; i < D; i++) scratch[i] = v[i];
-  store_row(s, scratch, false, panel + plane_bytes(s), lane, scratch + n);
+  store_row(s, scratch, false, panel + key_bytes(s), lane, scratch + n);
 }
 
 }  // namespace
