@@ -71,7 +71,7 @@ inline void write_out(const AttentionShape& s, const Queries& of, int first, int
 // Floats that a packed query takes: its components, and the sums of each 16 of them.
 inline size_t packed_floats(const AttentionShape& s) { return size_t(round_up(s.head_dim)) + size_t(round_up(s.head_dim) / kPanel); }
 
-// The queries of a tile, rotated and scaled, as [D][Q], and behind them their sums [D / 16][Q].
+// The queries of a tile, rotated and scaled, as [D][Q], and for int8 keys, behind them, their sums [D / 16][Q].
 template <int Q>
 inline void pack_queries(const AttentionShape& s, const Queries& of, int first, float* row, float* to) {
   const int D = s.head_dim;
@@ -79,9 +79,10 @@ inline void pack_queries(const AttentionShape& s, const Queries& of, int first, 
   for (int i = 0; i < Q; i++) {
     const size_t token = size_t((first + i) / of.group), head = size_t((first + i) % of.group), angle = token * (D / 2);
     rotate(of.q + (token * s.heads + head) * D, D, of.cos + angle, of.sin + angle, scale, row);
+    for (int d = 0; d < D; d++) to[d * Q + i] = row[d];
+    if (s.kv != KvType::I8) continue;
     float* sums = to + size_t(round_up(D)) * Q + i;
     for (int d = 0; d < D; d++) {
-      to[d * Q + i] = row[d];
       float& sum = sums[size_t(d / kPanel) * Q];
       sum = d % kPanel ? sum + row[d] : row[d];
     }

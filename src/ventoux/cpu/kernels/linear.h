@@ -13,7 +13,7 @@ namespace {
 constexpr int kStripColumns = 256;  // 16 KiB of unpacked floats
 // A strip's columns of a block of tokens stay in L2 while these panels pass; sums of 16 floats wait between strips.
 constexpr int kTokenBlock = 10 * kWidestTile, kPanelBlock = 8;
-constexpr int kBlockBytes = 384 * 1024;  // of a block of tokens' low parts, in L2
+constexpr size_t kBlockBytes = 384 * 1024;  // of panels that stay in L2 beside a tile of tokens
 constexpr int kFewTokens = 16;  // their columns stay in L2 whole: panels one by one, so that weights are read in order
 
 struct Scratch {
@@ -56,7 +56,7 @@ inline void quantized_strip(const Matrix& w, const Activations& x, int panel, in
 template <Format f>
 inline Floats float_token(const uint8_t* panel, const Activations& x) {
   Floats sum = splat(0);
-  for (int c = 0; c < x.columns; c++) sum = fma(column_at<f>(panel, c), splat(x.x[c]), sum);
+  for_each_column<f>(panel, 0, x.columns, [&sum, row = x.x](int c, Floats column) { sum = fma(column, splat(row[c]), sum); });
   return sum;
 }
 
@@ -65,7 +65,7 @@ template <Format f>
 inline void unpack_floats(const uint8_t* panel, int c0, int n, float* to) {
   constexpr Layout l = layout(f);
   if constexpr (l.bits == 0) {
-    for (int c = 0; c < n; c++) store(to + c * kPanel, column_at<f>(panel, c0 + c));
+    for_each_column<f>(panel, c0, n, [=](int c, Floats column) { store(to + (c - c0) * kPanel, column); });
   } else {
     for (int c = 0; c < n; c += l.group) {
       const Group group = group_at<f>(panel, (c0 + c) / l.group);
@@ -150,23 +150,25 @@ inline void bf16_tile(const uint8_t* panel, const int32_t* x, int pairs, float* 
   for (int t = 0; t < MT; t++) store(to + t * kPanel, sum[t]);
 }
 
-// Panels [panel0, panel1) as they lie: a panel stays in L2 while tiles of tokens pass, and a block of those while panels do.
+// Panels [panel0, panel1) as they lie. Those of a block stay in L2 while all tiles of tokens pass, each of which stays there while
+// they do: weights are read from memory once, activations once for a block.
 template <Format f>
 inline void panels_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1) {
   constexpr bool bf16 = f == Format::BF16;
   const size_t words = bf16 ? size_t(w.columns + 1) / 2 : size_t(w.columns / layout(f).group);  // pairs, or groups
-  const int fit = kBlockBytes / (w.columns * (bf16 ? 2 : 1)) / kWidestTile * kWidestTile, block = fit < kWidestTile ? kWidestTile : fit;
-  for (int token = 0; token < x.tokens; token += block)
-    for (int p = panel0; p < panel1; p++)
-      for_each_tile<kQuantizedTile>(token, token + block < x.tokens ? token + block : x.tokens, [&](int t, auto size) {
-        constexpr int MT = decltype(size)::value;
+  const int step = w.panel_bytes < kBlockBytes ? int(kBlockBytes / w.panel_bytes) : 1;
+  for (int first = panel0; first < panel1; first += step)
+    for_each_tile<kQuantizedTile>(0, x.tokens, [&](int t, auto size) {
+      constexpr int MT = decltype(size)::value;
+      alignas(64) float totals[MT * kPanel];
+      for (int p = first; p < first + step && p < panel1; p++) {
         const uint8_t* panel = w.data + size_t(p) * w.panel_bytes;
-        alignas(64) float totals[MT * kPanel];
         if constexpr (bf16) bf16_tile<f, MT>(panel, x.low + size_t(t) * words, int(words), totals);
         else panel_tile<f, MT>(panel, x, size_t(t) * words, totals);
         for (int i = 0; i < MT; i++)
           finish(y + size_t(t + i) * w.rows + size_t(p) * kPanel, w.rows - p * kPanel, add_to, load(totals + i * kPanel));
-      });
+      }
+    });
 }
 
 template <Format f>

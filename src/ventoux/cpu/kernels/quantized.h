@@ -34,6 +34,12 @@ struct High {
   // Group g of them, which is `at` of the activations.
   template <Format f, class Lines>
   void add(Lines lines, const Activations& x, size_t at, int g) {
+    if (x.wide[at] == kAll<MT>) {
+      constexpr int n = MT < kAtOnce ? MT : kAtOnce;
+      for (int t = 0; t < MT; t++) place[g][t] = uint16_t(count + t);
+      for (int t = 0; t < MT; t += n, count += n) high_of_group<f, MT, n>(lines, x, at, t).store_to(sums + count * kPanel);
+      return;
+    }
     for (int t = 0; t < MT; t++) place[g][t] = 0;
     for (unsigned wide = x.wide[at]; wide; wide &= wide - 1, count++) {
       const int t = __builtin_ctz(wide);
@@ -43,29 +49,13 @@ struct High {
   }
 };
 
-// The groups in which some tokens have a high part and some do not. Apart and first, so that the loop over low parts has no
-// call, whose registers it would give up.
-template <Format f, int MT, class LinesOf>
-[[gnu::noinline]] void scattered_high(LinesOf lines_of, const Activations& x, size_t at, int groups, High<MT>& high) {
+// The groups in which some tokens have a high part, and those in which all have one where they are wanted, too. Apart and first, so
+// that the loop over low parts has no call, whose registers it would give up.
+template <Format f, int MT, bool kAlsoAll, class LinesOf>
+[[gnu::noinline]] void high_parts(LinesOf lines_of, const Activations& x, size_t at, int groups, High<MT>& high) {
   high.clear();
   for (int g = 0; g < groups; g++, at += MT)
-    if (x.wide[at] && x.wide[at] != kAll<MT>) high.template add<f>(lines_of(g), x, at, g);
-}
-
-// The sums of n tokens in group g of those, which is `at` of the activations.
-template <Format f, int MT, int n, class Lines>
-inline Sums<n> sums_of_group(Lines lines, const Activations& x, size_t at, int t, const High<MT>& high, int g) {
-  if constexpr (in_pairs(layout(f).bits)) return low_of_group<f, MT, n>(lines, x, at, t);
-  if (x.wide[at] == kAll<MT>) {
-    Sums<n> sums = high_of_group<f, MT, n>(lines, x, at, t);
-    sums.add_to_256(start_of_group<f, n>(x, at, t));
-    add_low<f, MT, n>(sums, lines, x, at, t);
-    return sums;
-  }
-  Sums<n> sums = start_of_group<f, n>(x, at, t);
-  if (x.wide[at]) sums.add_256_of(high.sums, high.place[g] + t);
-  add_low<f, MT, n>(sums, lines, x, at, t);
-  return sums;
+    if (x.wide[at] && (kAlsoAll || x.wide[at] != kAll<MT>)) high.template add<f>(lines_of(g), x, at, g);
 }
 
 // --- tiles straight from a panel ---
@@ -81,19 +71,30 @@ inline void panel_tile(const uint8_t* panel, const Activations& x, size_t at, fl
   for (int g0 = 0; g0 < groups; g0 += kStripGroups) {
     const int end = g0 + kStripGroups < groups ? g0 + kStripGroups : groups;
     if constexpr (MT > 1 && !pairs)
-      scattered_high<f, MT>([=](int g) { return Packed<f>{group_at<f>(panel, g0 + g).quants}; }, x, at, end - g0, high);
-    for (int g = g0; g < end; g++, at += MT) {
-      for (; g < end && (pairs || !x.wide[at]); g++, at += MT) {  // a loop of its own: most groups have no high part
+      high_parts<f, MT, false>([=](int g) { return Packed<f>{group_at<f>(panel, g0 + g).quants}; }, x, at, end - g0, high);
+    // Runs of groups in which none, all or some tokens have a high part: a loop for each.
+    for (int g = g0; g < end;) {
+      for (; g < end && (pairs || !x.wide[at]); g++, at += MT) {
         const Group group = group_at<f>(panel, g);
         fetch_ahead<f>(group.quants);
         const Sums<MT> sums = low_of_group<f, MT, MT>(Packed<f>{group.quants}, x, at, 0);
         totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
       }
-      if (g == end) break;
-      const Group group = group_at<f>(panel, g);
-      fetch_ahead<f>(group.quants);
-      const Sums<MT> sums = sums_of_group<f, MT, MT>(Packed<f>{group.quants}, x, at, 0, high, g - g0);
-      totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
+      if constexpr (pairs) continue;
+      for (; g < end && x.wide[at] == kAll<MT>; g++, at += MT) {
+        const Group group = group_at<f>(panel, g);
+        fetch_ahead<f>(group.quants);
+        const Sums<MT> sums = both_of_group<f, MT, MT>(Packed<f>{group.quants}, x, at, 0);
+        totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
+      }
+      for (; g < end && x.wide[at] && x.wide[at] != kAll<MT>; g++, at += MT) {
+        const Group group = group_at<f>(panel, g);
+        fetch_ahead<f>(group.quants);
+        Sums<MT> sums = start_of_group<f, MT>(x, at, 0);
+        sums.add_256_of(high.sums, high.place[g - g0]);
+        sums = add_low<f, MT, MT>(sums, Packed<f>{group.quants}, x, at, 0);
+        totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
+      }
     }
   }
   totals.store_to(to);
@@ -135,14 +136,17 @@ template <Format f, int MT>
 inline void quantized_tile(const Strip& w, const Activations& x, size_t at, int groups, float* total, bool first) {
   constexpr int n = MT < kAtOnce ? MT : kAtOnce;
   High<MT> high;
-  if constexpr (!in_pairs(layout(f).bits))
-    scattered_high<f, MT>([&](int g) { return lines_of<f>(w, g); }, x, at, groups, high);
+  constexpr bool pairs = in_pairs(layout(f).bits);
+  if constexpr (!pairs) high_parts<f, MT, true>([&](int g) { return lines_of<f>(w, g); }, x, at, groups, high);
   // Totals stay in memory from group to group: registers are for sums in integers.
   for (int g = 0; g < groups; g++, at += MT, first = false)
-    for (int t = 0; t < MT; t += n)
-      sums_of_group<f, MT, n>(lines_of<f>(w, g), x, at, t, high, g)
-          .template add_to<f>(total + t * kPanel, first, load(w.scale + g * kPanel), kMin<f> ? load(w.min + g * kPanel) : splat(0),
+    for (int t = 0; t < MT; t += n) {
+      Sums<n> sums = low_of_group<f, MT, n>(lines_of<f>(w, g), x, at, t);
+      if constexpr (!pairs)
+        if (x.wide[at]) sums.add_256_of(high.sums, high.place[g] + t);
+      sums.template add_to<f>(total + t * kPanel, first, load(w.scale + g * kPanel), kMin<f> ? load(w.min + g * kPanel) : splat(0),
                               x.scale + at + t, x.sum + at + t);
+    }
 }
 
 }  // namespace

@@ -53,12 +53,21 @@ inline Bytes line_at(const uint8_t* quants, int j) {
   }
 }
 
-// 16 floats of one column of a float panel.
-template <Format f>
-inline Floats column_at(const uint8_t* panel, size_t column) {
-  if constexpr (f == Format::F32) return load((const float*)panel + column * kPanel);
-  if constexpr (f == Format::F16) return load_half((const uint16_t*)panel + column * kPanel);
-  return load_bf16((const uint16_t*)panel + column / 2 * 2 * kPanel, column % 2);
+// Calls visit(c, 16 floats) for columns first .. first + n - 1 of a float panel; `first` is even.
+template <Format f, class Visit>
+inline void for_each_column(const uint8_t* panel, int first, int n, Visit visit) {
+  if constexpr (f == Format::BF16) {
+    const uint16_t* pair = (const uint16_t*)panel + size_t(first) * kPanel;
+    for (int c = 0; c < n; c += 2, pair += 2 * kPanel) {
+      visit(first + c, load_bf16(pair, false));
+      if (c + 1 < n) visit(first + c + 1, load_bf16(pair, true));
+    }
+  } else {
+    for (int c = first; c < first + n; c++) {
+      if constexpr (f == Format::F32) visit(c, load((const float*)panel + size_t(c) * kPanel));
+      else visit(c, load_half((const uint16_t*)panel + size_t(c) * kPanel));
+    }
+  }
 }
 
 }  // namespace
