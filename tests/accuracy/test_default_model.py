@@ -156,8 +156,8 @@ def test_perplexity_and_divergence_on_prose_as_it_ships(model, prose, expected):
 def test_keys_and_values_in_int8(stored, prose, expected):
     """Found are -8.4e-4 and 1.2e-4 nats, where the promise is 1e-3 and 5e-3.
 
-    At such a divergence the perplexity of 2,048 tokens moves by 4e-4 to either side, whatever the sign of the errors; with
-    one scale for a whole key it was 6.1e-4 nats, and the perplexity off by 4.5e-4 on one machine and by 1.35e-3 on another.
+    At such a divergence the perplexity of 2,048 tokens moves by 4e-4 to either side, whatever the sign of the errors;
+    with one scale for a whole key it was 6.1e-4 nats, and off by 4.5e-4 on one machine and by 1.35e-3 on another.
     """
     backend = cpu.Backend(stored.config, stored.tensors, compute="int16", kv_cache_dtype="int8")
     relative, divergence, _ = compared(backend, prose, expected)

@@ -69,8 +69,9 @@ class Backend:
     bf16 where the machine has such products and "mixed" is asked for, which is as exact. "auto" is mixed for a
     checkpoint with weights of which one of this is true, and f32 for others.
 
-    `kv_cache_dtype` says how keys and values are kept: "f16", "f32", "int8" with a scale for each token's value in
-    each head and a scale and a middle for each 16 components of its key, and "auto", which is f16 where activations are rounded and f32 where they are not.
+    `kv_cache_dtype` says how keys and values are kept: "f16", "f32", "int8" with a scale for each token's value in each
+    head and a scale and a middle for each 16 components of its key, and "auto", which is f16 where activations are
+    rounded and f32 where they are not.
     """
 
     def __init__(
