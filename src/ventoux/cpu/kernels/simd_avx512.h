@@ -123,7 +123,8 @@ struct Straight {
   static Ints add(Ints sum, Bytes w, int32_t quad) { return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(quad))}; }
 };
 
-// Products of bf16, two columns of 16 rows at once; of AVX512_BF16, which not every machine with AVX-512 has.
+// Products of bf16, two columns of 16 rows at once; of AVX512_BF16, which not every machine with AVX-512 has. Numbers below 1e-38
+// count as zero.
 constexpr bool kHasBf16 = true;
 template <Format f>
 struct Bf16 {
