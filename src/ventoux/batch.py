@@ -115,6 +115,7 @@ class Description:
     isa          the kernels' instruction set, None where the kernels are not ours
     threads      of the CPU, None where something else computes
     compute      the arithmetic: "mixed", "int16" or "f32" of our kernels, "fp32", "bf16" or "fp16" of torch's
+    products     what our kernels multiply most weights in: "int8", "bf16" or "fp32"
     kv_dtype     of the cache: "f32", "f16" or "int8" of our kernels, torch's as in compute
     kv_itemsize  bytes of a number in the cache
     kv_scales    bytes that stand beside each head's key and value of a token
@@ -128,6 +129,7 @@ class Description:
     kv_dtype: str
     kv_itemsize: int
     kv_scales: int = 0
+    products: str = "fp32"
 
     def __str__(self) -> str:
         """int16 on avx2, 4 threads; bf16 on pytorch cuda:0"""

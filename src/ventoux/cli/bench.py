@@ -127,15 +127,15 @@ def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
 def machine_of(backend: Backend, shape: Shape, runs: list[Measured]) -> dict[str, float | str] | None:
     """The machine's limits and what share of them was reached; None where the CPU does not compute.
 
-    Prefill is compared with products of int8 or fp32, whichever its arithmetic is made of, at one product for each
-    weight and activation: activations of sixteen bits take two. Decode is compared with memory.
+    Prefill is compared with products of int8, bf16 or fp32, whichever its arithmetic is made of, at one product for
+    each weight and activation: activations of sixteen bits take two of int8. Decode is compared with memory.
     """
     means = backend.description
     if means.threads is None:
         return None
     limits = measure_limits(means.threads)
     work = Work.of(backend.config, shape)
-    kind, peak = ("int8", limits.int8_gmac_s) if means.compute in ("mixed", "int16") else ("fp32", limits.fp32_gmac_s)
+    peak = {"int8": limits.int8_gmac_s, "bf16": limits.bf16_gmac_s, "fp32": limits.fp32_gmac_s}[means.products]
     prefill = work.prefill_macs * median(run.prefill_tok_s for run in runs) / 1e9
     steps = median(run.decode_tok_s for run in runs) / shape.streams
     read = (backend.step_bytes + work.step_kv_elements * means.kv_itemsize) * steps / 1e9
@@ -143,19 +143,21 @@ def machine_of(backend: Backend, shape: Shape, runs: list[Measured]) -> dict[str
         "read_gb_s": limits.read_gb_s,
         "int8_gmac_s": limits.int8_gmac_s,
         "fp32_gmac_s": limits.fp32_gmac_s,
+        "bf16_gmac_s": limits.bf16_gmac_s,
         "prefill_gmac_s": prefill,
         "prefill_share": prefill / peak,
         "decode_gmac_s": work.decode_macs * steps * shape.streams / 1e9,
         "decode_gb_s": read,
         "decode_share": read / limits.read_gb_s,
     }
-    return {name: round(value, 4) for name, value in figures.items()} | {"prefill_against": kind}
+    return {name: round(value, 4) for name, value in figures.items()} | {"prefill_against": means.products}
 
 
 def describe(machine: dict[str, float | str]) -> str:
     m, kind = machine, machine["prefill_against"]
+    bf16 = f", {m['bf16_gmac_s']:.0f} in bf16" if m["bf16_gmac_s"] else ""
     return (
-        f"machine  reads {m['read_gb_s']:.1f} GB/s, multiplies {m['int8_gmac_s']:.0f} GMAC/s in int8 and"
+        f"machine  reads {m['read_gb_s']:.1f} GB/s, multiplies {m['int8_gmac_s']:.0f} GMAC/s in int8{bf16} and"
         f" {m['fp32_gmac_s']:.0f} in fp32\n"
         f"         prefill multiplied {m['prefill_gmac_s']:.1f} GMAC/s, {m['prefill_share']:.0%} of {kind};"
         f" decode read {m['decode_gb_s']:.1f} GB/s, {m['decode_share']:.0%}"

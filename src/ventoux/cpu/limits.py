@@ -21,11 +21,13 @@ class Limits:
     read_gb_s    reading memory in order, 10^9 bytes a second
     int8_gmac_s  products of int8 with the instructions of the kernels' instruction set, 10^9 multiply-adds a second
     fp32_gmac_s  the same for fp32
+    bf16_gmac_s  the same for bf16, 0 where the kernels do not multiply that
     """
 
     read_gb_s: float
     int8_gmac_s: float
     fp32_gmac_s: float
+    bf16_gmac_s: float
 
 
 def measure_limits(threads: int) -> Limits:
@@ -35,6 +37,7 @@ def measure_limits(threads: int) -> Limits:
         read_gb_s=fastest(lambda: 8 * len(words) * bool(_kernels.read_memory(pool, words))) / 1e9,
         int8_gmac_s=multiplied(pool, _kernels.multiply_int8),
         fp32_gmac_s=multiplied(pool, _kernels.multiply_fp32),
+        bf16_gmac_s=multiplied(pool, _kernels.multiply_bf16) if _kernels.multiply_bf16(pool, 1) else 0.0,
     )
 
 

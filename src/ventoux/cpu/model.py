@@ -103,6 +103,7 @@ class Backend:
         self._head = weights[head]
         self._layers = [self._layer(tensors, weights, i) for i in range(config.num_layers)]
         self.step_bytes = sum(weight.nbytes for weight in weights.values())  # the embedding's rows come from its file
+        self._products = self._products_of([t.format for t in matrices])
         self._inverse_frequencies = inverse_frequencies(config)
         self._kept = Arrays.make(config, KEPT)
         self._looked_up = 0
@@ -129,8 +130,16 @@ class Backend:
             compute=self.compute,
             kv_dtype=self.kv_dtype,
             kv_itemsize=KV_ITEMSIZE[self.kv_dtype],
+            products=self._products,
             kv_scales=4 + 4 * -(-self.config.head_dim // 16) if self.kv_dtype == "int8" else 0,
         )
+
+    def _products_of(self, formats: Sequence[str]) -> Literal["int8", "bf16", "fp32"]:
+        """What the commonest of the matrices' formats is multiplied in."""
+        commonest = max(set(formats), key=formats.count)
+        if commonest == "BF16":
+            return "bf16" if self.compute == "mixed" and self._pool.rounds("BF16") else "fp32"
+        return "int8" if self.compute != "f32" and self._pool.rounds(commonest) else "fp32"
 
     @cached_property
     def fingerprint(self) -> str:

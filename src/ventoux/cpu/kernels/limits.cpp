@@ -99,6 +99,15 @@ uint64_t avx512_fp32() {
   LOOP("z", 64, "vfmadd231ps %%zmm14, %%zmm14, %%zmm\\r");
   return added(sums);
 }
+
+// A lane of fp32 adds two products.
+uint64_t avx512_bf16() {
+  const uint32_t one = 0x3f803f80;
+  float sums[12 * 16];
+  int rounds = kRounds;
+  LOOP("z", 64, "vdpbf16ps %%zmm14, %%zmm14, %%zmm\\r");
+  return added(sums);
+}
 #endif
 
 struct Loops {
@@ -140,5 +149,11 @@ uint64_t read_memory(Pool& pool, const uint64_t* words, size_t count) {
 
 uint64_t multiply_int8(Pool& pool, int blocks) { return multiply(pool, blocks, loops(pool.kernels().name).int8); }
 uint64_t multiply_fp32(Pool& pool, int blocks) { return multiply(pool, blocks, loops(pool.kernels().name).fp32); }
+uint64_t multiply_bf16([[maybe_unused]] Pool& pool, [[maybe_unused]] int blocks) {
+#ifdef VENTOUX_X86
+  if (pool.kernels().form(Format::BF16, Rounding::Mixed).pairs) return multiply(pool, blocks, avx512_bf16);
+#endif
+  return 0;
+}
 
 }  // namespace ventoux

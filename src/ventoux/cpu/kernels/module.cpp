@@ -217,4 +217,6 @@ NB_MODULE(_kernels, m) {
         "Multiply int8 in registers, `blocks` times 4,096 rounds on each thread -> products in all.");
   m.def("multiply_fp32", &multiply_fp32, "pool"_a, "blocks"_a, nb::call_guard<nb::gil_scoped_release>(),
         "The same for fp32.");
+  m.def("multiply_bf16", &multiply_bf16, "pool"_a, "blocks"_a, nb::call_guard<nb::gil_scoped_release>(),
+        "The same for bf16; 0 where the kernels do not multiply that.");
 }
