@@ -3,6 +3,7 @@
 B batch, T tokens, E hidden_size, H heads, K KV heads, D head_dim, F intermediate_size.
 """
 
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -146,6 +147,8 @@ class MistralAttention(nn.Module):
             # without a mask all keys count alike, in whatever order the ring has them
             order = {"in_order": attention_mask is not None} if isinstance(past_key_values, RollingCache) else {}
             key, value = past_key_values.update(key, value, self.layer_idx, **order)
+        if (paged := kwargs.get("cache")) is not None and is_ours_to_update(paged):
+            key, value = paged.update(key, value, self.layer_idx, kwargs=kwargs)
         attention = ATTENTION.get_interface(implementation, eager_attention)
         out, weights = attention(
             self,
@@ -159,6 +162,12 @@ class MistralAttention(nn.Module):
             **kwargs,
         )
         return self.o_proj(out.reshape(B, T, -1)), weights
+
+
+def is_ours_to_update(paged: Any) -> bool:
+    """Whether a cache of transformers' generate_batch() wants to be updated here: from 5.24 on; before, its attention did."""
+    last = signature(paged.update).parameters.get("kwargs")
+    return last is not None and last.kind is not Parameter.VAR_KEYWORD
 
 
 class MistralDecoderLayer(GradientCheckpointingLayer):
