@@ -147,8 +147,8 @@ class MistralAttention(nn.Module):
             # without a mask all keys count alike, in whatever order the ring has them
             order = {"in_order": attention_mask is not None} if isinstance(past_key_values, RollingCache) else {}
             key, value = past_key_values.update(key, value, self.layer_idx, **order)
-        if (paged := kwargs.get("cache")) is not None and is_ours_to_update(paged):
-            key, value = paged.update(key, value, self.layer_idx, kwargs=kwargs)
+        if "cache" in kwargs and takes_arguments(kwargs["cache"]):
+            key, value = kwargs.pop("cache").update(key, value, self.layer_idx, kwargs=kwargs)
         attention = ATTENTION.get_interface(implementation, eager_attention)
         out, weights = attention(
             self,
@@ -164,10 +164,14 @@ class MistralAttention(nn.Module):
         return self.o_proj(out.reshape(B, T, -1)), weights
 
 
-def is_ours_to_update(paged: Any) -> bool:
-    """Whether a cache of transformers' generate_batch() wants to be updated here: from 5.24 on; before, its attention did."""
-    last = signature(paged.update).parameters.get("kwargs")
-    return last is not None and last.kind is not Parameter.VAR_KEYWORD
+def takes_arguments(paged: Any) -> bool:
+    """Whether this cache of transformers' generate_batch() is updated with the attention's arguments, which it adds to.
+
+    From 5.24 on that is for the model to do; in 5.23 attention does it where it is still handed a cache. Before, the
+    cache took other arguments, from attention alone.
+    """
+    arguments = signature(paged.update).parameters.get("kwargs")
+    return arguments is not None and arguments.kind is not Parameter.VAR_KEYWORD
 
 
 class MistralDecoderLayer(GradientCheckpointingLayer):
