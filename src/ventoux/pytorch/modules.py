@@ -3,7 +3,6 @@
 B batch, T tokens, E hidden_size, H heads, K KV heads, D head_dim, F intermediate_size.
 """
 
-from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -147,8 +146,6 @@ class MistralAttention(nn.Module):
             # without a mask all keys count alike, in whatever order the ring has them
             order = {"in_order": attention_mask is not None} if isinstance(past_key_values, RollingCache) else {}
             key, value = past_key_values.update(key, value, self.layer_idx, **order)
-        if "cache" in kwargs and takes_arguments(kwargs["cache"]):
-            key, value = kwargs.pop("cache").update(key, value, self.layer_idx, kwargs=kwargs)
         attention = ATTENTION.get_interface(implementation, eager_attention)
         out, weights = attention(
             self,
@@ -162,16 +159,6 @@ class MistralAttention(nn.Module):
             **kwargs,
         )
         return self.o_proj(out.reshape(B, T, -1)), weights
-
-
-def takes_arguments(paged: Any) -> bool:
-    """Whether this cache of transformers' generate_batch() is updated with the attention's arguments, which it adds to.
-
-    From 5.24 on that is for the model to do; in 5.23 attention does it where it is still handed a cache. Before, the
-    cache took other arguments, from attention alone.
-    """
-    arguments = signature(paged.update).parameters.get("kwargs")
-    return arguments is not None and arguments.kind is not Parameter.VAR_KEYWORD
 
 
 class MistralDecoderLayer(GradientCheckpointingLayer):
