@@ -33,8 +33,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def as_saved(monkeypatch):
-    """Where the machine multiplies bf16, bitsandbytes lays 4-bit weights out anew in their first pass, and rounds scales
-    when it turns them back to save them: no class of a model, transformers' own neither, keeps its bits then."""
+    """No layout for bf16, which bitsandbytes gives 4-bit weights in their first pass where the machine multiplies that.
+
+    It rounds scales when it turns them back to save them: no model keeps its bits then, transformers' own neither.
+    """
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
 
 
