@@ -14,6 +14,7 @@ constexpr int kStripColumns = 256;  // 16 KiB of unpacked floats
 // A strip's columns of a block of tokens stay in L2 while these panels pass; sums of 16 floats wait between strips.
 constexpr int kTokenBlock = 10 * kWidestTile, kPanelBlock = 8;
 constexpr size_t kBlockBytes = 384 * 1024;  // of panels that stay in L2 beside a tile of tokens
+constexpr size_t kLotBytes = 4 << 20;       // of tokens that stay in L3, for the most part
 constexpr int kFewTokens = 16;  // their columns stay in L2 whole: panels one by one, so that weights are read in order
 
 struct Scratch {
@@ -150,25 +151,28 @@ inline void bf16_tile(const uint8_t* panel, const int32_t* x, int pairs, float* 
   for (int t = 0; t < MT; t++) store(to + t * kPanel, sum[t]);
 }
 
-// Panels [panel0, panel1) as they lie. Those of a block stay in L2 while all tiles of tokens pass, each of which stays there while
-// they do: weights are read from memory once, activations once for a block.
+// Panels [panel0, panel1) as they lie. Those of a block stay in L2 while tiles of tokens pass, each of which stays there while
+// they do. No more tokens pass than stay in L3 until the next block wants them: to read the weights for each such lot costs less
+// than to have activations from memory for each block.
 template <Format f>
 inline void panels_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1) {
   constexpr bool bf16 = f == Format::BF16;
   const size_t words = bf16 ? size_t(w.columns + 1) / 2 : size_t(w.columns / layout(f).group);  // pairs, or groups
   const int step = w.panel_bytes < kBlockBytes ? int(kBlockBytes / w.panel_bytes) : 1;
-  for (int first = panel0; first < panel1; first += step)
-    for_each_tile<kQuantizedTile>(0, x.tokens, [&](int t, auto size) {
-      constexpr int MT = decltype(size)::value;
-      alignas(64) float totals[MT * kPanel];
-      for (int p = first; p < first + step && p < panel1; p++) {
-        const uint8_t* panel = w.data + size_t(p) * w.panel_bytes;
-        if constexpr (bf16) bf16_tile<f, MT>(panel, x.low + size_t(t) * words, int(words), totals);
-        else panel_tile<f, MT>(panel, x, size_t(t) * words, totals);
-        for (int i = 0; i < MT; i++)
-          finish(y + size_t(t + i) * w.rows + size_t(p) * kPanel, w.rows - p * kPanel, add_to, load(totals + i * kPanel));
-      }
-    });
+  const int tiles = int(kLotBytes / (size_t(w.columns) * (bf16 ? 2 : 1) * kWidestTile)), lot = (tiles > 1 ? tiles : 1) * kWidestTile;
+  for (int begin = 0; begin < x.tokens; begin += lot)
+    for (int first = panel0; first < panel1; first += step)
+      for_each_tile<kQuantizedTile>(begin, begin + lot < x.tokens ? begin + lot : x.tokens, [&](int t, auto size) {
+        constexpr int MT = decltype(size)::value;
+        alignas(64) float totals[MT * kPanel];
+        for (int p = first; p < first + step && p < panel1; p++) {
+          const uint8_t* panel = w.data + size_t(p) * w.panel_bytes;
+          if constexpr (bf16) bf16_tile<f, MT>(panel, x.low + size_t(t) * words, int(words), totals);
+          else panel_tile<f, MT>(panel, x, size_t(t) * words, totals);
+          for (int i = 0; i < MT; i++)
+            finish(y + size_t(t + i) * w.rows + size_t(p) * kPanel, w.rows - p * kPanel, add_to, load(totals + i * kPanel));
+        }
+      });
 }
 
 template <Format f>

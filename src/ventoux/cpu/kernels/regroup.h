@@ -115,20 +115,29 @@ inline void regroup_floats(const float* x, const Activations& to, int token) {
 }
 
 // To the nearest, ties to even; NaN stays NaN.
-inline uint32_t to_bf16(float x) {
+inline uint16_t to_bf16(float x) {
   uint32_t bits;
   __builtin_memcpy(&bits, &x, 4);
-  return x != x ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return uint16_t(x != x ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 template <int MT>
 inline void regroup_bf16(const float* x, const Activations& to, int token) {
-  const size_t columns = size_t(to.columns), pairs = (columns + 1) / 2;
-  for (int t = 0; t < MT; t++) {
-    const float* row = x + (token + t) * columns;
-    int32_t* out = to.low + token * pairs + t;
-    for (size_t i = 0; i < columns / 2; i++) out[i * MT] = int32_t(to_bf16(row[2 * i]) | to_bf16(row[2 * i + 1]) << 16);
-    if (columns % 2) out[columns / 2 * MT] = int32_t(to_bf16(row[columns - 1]));
+  constexpr int kAtOnce = 64;  // columns: a loop of rounding, which the compiler makes vectors of, then one of placing
+  const int columns = to.columns;
+  const size_t pairs = size_t(columns + 1) / 2;
+  for (int c = 0; c < columns; c += kAtOnce) {
+    const int n = columns - c < kAtOnce ? columns - c : kAtOnce;
+    int32_t* out = to.low + size_t(token) * pairs + size_t(c / 2) * MT;
+    for (int t = 0; t < MT; t++) {
+      const float* row = x + size_t(token + t) * size_t(columns) + c;
+      uint16_t rounded[kAtOnce];
+      int32_t words[kAtOnce / 2];
+      if (n < kAtOnce) __builtin_memset(rounded, 0, sizeof rounded);
+      for (int i = 0; i < n; i++) rounded[i] = to_bf16(row[i]);
+      __builtin_memcpy(words, rounded, sizeof words);
+      for (int i = 0; i < (n + 1) / 2; i++) out[i * MT + t] = words[i];
+    }
   }
 }
 
