@@ -4,6 +4,7 @@ from math import log
 
 MAX_DRAFT = 15  # guesses at once; with the token before them 16 rows, which the kernels take in one tile
 _LONGEST_REST = 64  # steps
+_CREDIT = 8  # steps that may be saved up, however short the time: a text that is copied with changes has misses in between
 
 
 class Ledger:
@@ -51,7 +52,8 @@ class Ledger:
         step = self._plain[streams]
         cost = max(0.0, seconds - step)
         self._balance += step * right / streams - cost
-        self._balance = min(self._balance, 0.25 * self._total)  # what was saved long ago does not pay for ever
+        # What was saved long ago does not pay for ever.
+        self._balance = min(self._balance, max(0.25 * self._total, _CREDIT * step))
         self._since_plain += 1
         self._total += seconds
         if guessed and step:

@@ -32,7 +32,7 @@ enum class Rounding : int { None, Int16, Mixed };
 //              sum    [tile][group][token of the tile], the group's sum: what a weight's minimum is multiplied with
 //              start  instead of `sum` where quants have an offset: what the group's sum of products begins with,
 //                     -offset * (sum of the group's integers), so that it ends as that of the quants without the offset
-//              wide   [tile][group]: bit t for token t of the tile, whose high part is not 0; all bits where most would be set
+//              wide   [tile][group]: bit t for token t of the tile, whose high part is not 0; all bits where many would be set
 //   bf16:      low    [tile][column / 2][token of the tile], two bf16 in an int32: of columns 0 and 1, 2 and 3, ...
 //   in pairs:  low    [tile][group][column / 2][token of the tile], two int16 in an int32: of columns 0 and 2, 1 and 3, ...
 //              scale  [tile][group][token of the tile]: an activation is int16 * scale

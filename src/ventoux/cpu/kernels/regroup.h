@@ -60,7 +60,7 @@ inline uint16_t wide_tokens(const bool* wide) {
   static_assert(MT <= 16, "a bit for each token");
   int tokens = 0, bits = 0;
   for (int t = 0; t < MT; t++) tokens += wide[t], bits |= wide[t] << t;
-  return uint16_t(2 * tokens > MT ? (1 << MT) - 1 : bits);
+  return uint16_t(kScattered * tokens > MT ? (1 << MT) - 1 : bits);
 }
 
 // A token's words of a group, next to those of the tile's others.

@@ -14,6 +14,7 @@ constexpr const char* kName = "avx2";
 constexpr int kTile = 4;          // tokens at once: their 2 x 4 sums, the weights and a broadcast fit 16 registers
 constexpr int kQuantizedTile = 4;  // quantized tokens
 constexpr int kAtOnce = 4;  // of them, whose integer sums fit the registers: two each
+constexpr int kScattered = 2;       // high parts are multiplied one by one where at most one token in so many has one
 constexpr int kFromPanels = 1;  // tokens of a batch that are multiplied with panels as they lie
 constexpr int kQueries = 6;        // attention's queries at once: 2 x 6 sums, keys and a broadcast fit 16 registers
 constexpr int kSums = 4;  // sums that hide the latency of an fma

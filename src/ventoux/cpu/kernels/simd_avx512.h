@@ -18,6 +18,7 @@ constexpr const char* kName = "avx512";
 constexpr int kTile = 12;           // tokens at once: 12 sums, the weights and a broadcast fit 32 registers
 constexpr int kQuantizedTile = 12;  // quantized tokens: 12 integer sums
 constexpr int kAtOnce = 12;
+constexpr int kScattered = 4;       // high parts are multiplied one by one where at most one token in so many has one
 constexpr int kFromPanels = 1 << 30;  // tokens of a batch that are multiplied with panels as they lie
 constexpr int kQueries = 12;        // attention's queries at once
 constexpr int kSums = 8;  // sums that hide the latency of an fma
