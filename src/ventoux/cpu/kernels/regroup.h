@@ -27,11 +27,12 @@ struct Quantized {
 };
 
 inline Quantized quantize_group(const float* x, int group, float ordinary) {
-  Quantized to = {};
+  Quantized to;
   Floats peak = abs(load(x)), all = load(x);
   if (group == 32) peak = max(peak, abs(load(x + 16))), all = add(all, load(x + 16));
   // NaN and infinity (which 0 turns into NaN, and a maximum may lose) go on to the logits, where they are reported.
   if (reduce_add(mul(all, splat(0))) != 0) {
+    to = {};
     to.scale = __builtin_nanf("");
     return to;
   }
@@ -39,18 +40,19 @@ inline Quantized quantize_group(const float* x, int group, float ordinary) {
   to.wide = most > ordinary;
   const float largest = to.wide ? 127 * 256 + 127 : 127;
   to.scale = most / largest;
-  // What is so small counts as 0: its inverse would overflow.
+  // What is so small counts as 0: its inverse would overflow. No branch on `wide`, which nothing foretells.
   const Floats inverse = splat(most > 1e-30f ? largest / most : 0), limit = splat(127);
-  int low = 0, high = 0;
+  const Floats to_high = splat(to.wide ? 1.0f / 256 : 0);
+  Floats sum = splat(0);  // whole numbers below 2^24: exact
   for (int i = 0; i < group; i += 16) {
-    const Floats whole = mul(load(x + i), inverse), above = to.wide ? round(mul(whole, splat(1.0f / 256))) : splat(0);
+    const Floats whole = mul(load(x + i), inverse), above = round(mul(whole, to_high));
     // -128 .. 128; the ends are cut to what every kernel can multiply, an error of one in 32,639.
-    const Floats rest = round(fnma(above, splat(256), whole));
+    const Floats rest = min(max(round(fnma(above, splat(256), whole)), sub(splat(0), limit)), limit);
     store_int8(to.high + i, above);
-    store_int8(to.low + i, min(max(rest, sub(splat(0), limit)), limit));
+    store_int8(to.low + i, rest);
+    sum = add(sum, fma(above, splat(256), rest));
   }
-  for (int i = 0; i < group; i++) low += to.low[i], high += to.high[i];
-  to.sum = 256 * high + low;
+  to.sum = int(reduce_add(sum));
   return to;
 }
 
