@@ -20,7 +20,7 @@ DRIVER = {
     TRANSFORMERS: "transformers_driver.py",
     VLLM: "vllm_driver.py",
 }
-PATIENCE = 300  # seconds for a measurement and what comes before it: loading, compiling, filling a cache
+PATIENCE = 300  # seconds for a measurement, and for what comes before the first: loading, compiling, filling a cache
 PROMPT = "The capital of France is"  # from the shell
 
 
@@ -46,15 +46,25 @@ class Session:
             [*python, str(DRIVERS / DRIVER[engine]), str(model), *flags],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.complaints, text=True,
         )  # fmt: skip
+        try:
+            self.answer()
+        except EngineError:
+            self.close()
+            raise
 
     def measure(self) -> dict[str, Any]:
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         try:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             raise EngineError(self.complaint()) from None
+        found: dict[str, Any] = json.loads(self.answer())
+        return found
+
+    def answer(self) -> str:
+        """The next line of the driver's; it says "ready" first, and nothing is measured while it gets there."""
+        assert self.process.stdout is not None
         watch = Timer(PATIENCE, self.process.kill)
         watch.start()
         line = self.process.stdout.readline()
@@ -62,8 +72,7 @@ class Session:
         watch.cancel()
         if not line:
             raise EngineError(f"did not answer within {PATIENCE} s" if late else self.complaint())
-        found: dict[str, Any] = json.loads(line)
-        return found
+        return line
 
     def complaint(self) -> str:
         status = self.process.wait()

@@ -89,6 +89,19 @@ def test_guessing_costs_no_more_than_its_share_and_one_step(steps: list[tuple[bo
         assert lost <= 0.03 * (total + 1) + worst + 1e-9
 
 
+def test_what_was_just_saved_pays_for_a_miss_however_short_the_time():
+    """A text that is copied with changes: guesses are right, then all of them are wrong, then right again."""
+    ledger = Ledger()
+    ledger.plain(1, 1.0)
+    ledger.checked(1, 1.8, 4)
+    ledger.checked(1, 2.5, 8)
+    ledger.checked(1, 3.9, 0)
+    assert ledger.allows(1)
+    ledger.checked(1, 3.9, 0)
+    ledger.checked(1, 3.9, 0)
+    assert not ledger.allows(1)
+
+
 def test_what_was_saved_long_ago_does_not_pay_for_ever():
     ledger = Ledger()
     ledger.plain(1, 1.0)

@@ -144,6 +144,7 @@ def main() -> None:
     else:
         model.read(prompts[0][:16], 0, 0)  # warm up: the weights come into memory
         model.read(prompts[0][:1], 16, 0)
+    print("ready", flush=True)
     for _ in sys.stdin:
         print(json.dumps(measure(model, prompts, args.depth, args.new) | {"version": version()}), flush=True)
 

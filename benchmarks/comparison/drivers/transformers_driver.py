@@ -52,6 +52,7 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16).eval()
     ids = torch.randint(model.config.vocab_size, (1, args.prompt))
     measure(model, ids[:, :16], 1)  # warm up: the weights come into memory
+    print("ready", flush=True)
     for _ in sys.stdin:
         versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
         print(json.dumps(measure(model, ids, args.new) | {"version": versions}), flush=True)

@@ -3,9 +3,11 @@
 import argparse
 import json
 import sys
+import threading
 
 import ventoux
 from ventoux.cli.bench import Shape, machine_of, prepare
+from ventoux.cpu.packing import Writer
 
 
 def main() -> None:
@@ -19,6 +21,10 @@ def main() -> None:
     shape = Shape(prompt=args.prompt, new=args.new, depth=args.depth, streams=args.streams)
     shape.check(model.config.context_length)
     again = prepare(model.backend, shape)
+    for thread in threading.enumerate():
+        if isinstance(thread, Writer):
+            thread.join()  # it writes the packed weights, at the first start with a model
+    print("ready", flush=True)
     for _ in sys.stdin:
         run = again()
         found = {

@@ -4,7 +4,7 @@ from math import log
 
 MAX_DRAFT = 15  # guesses at once; with the token before them 16 rows, which the kernels take in one tile
 _LONGEST_REST = 64  # steps
-_CREDIT = 8  # steps that may be saved up, however short the time: a text that is copied with changes has misses in between
+_CREDIT = 8  # steps that may be saved up in however short a time: a text that is copied with changes has misses
 
 
 class Ledger:
@@ -12,7 +12,8 @@ class Ledger:
 
     A step that checks guesses is compared with recent ones without; what it took longer is its cost, and a right guess
     saves the step that it stands for. While the balance is below -`share` of all the time told, nothing is guessed;
-    so guessing costs no more than that and one step with guesses, whatever the text.
+    so guessing costs no more than that and one step with guesses, whatever the text. The balance does not rise above a
+    quarter of the time, or 8 steps where that is more.
     """
 
     def __init__(self, share: float = 0.03) -> None:
