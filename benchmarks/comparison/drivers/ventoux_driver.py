@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import threading
 
@@ -24,6 +25,7 @@ def main() -> None:
     for thread in threading.enumerate():
         if isinstance(thread, Writer):
             thread.join()  # it writes the packed weights, at the first start with a model
+            os.sync()  # and the system to the disk
     print("ready", flush=True)
     for _ in sys.stdin:
         run = again()
