@@ -100,7 +100,7 @@ def speeds(found: dict[str, Any]) -> tuple[Measured, Measured, str]:
         figures["anonymous_mb"] = found["resident"]["anonymous"] / 1e6
     limits: Measured = {}
     if machine := found.get("machine"):
-        own = ("prefill_gmac_s", "prefill_share", "decode_gmac_s", "decode_gb_s", "decode_share")
+        own = ("prefill_gmac_s", "prefill_share", "decode_gmac_s", "decode_gb_s", "decode_share", "step_gb")
         figures |= {name: machine[name] for name in own}
         limits = {name: machine[name] for name in ("read_gb_s", "int8_gmac_s", "fp32_gmac_s")}
         limits["decode_gb_s"] = machine["read_gb_s"]  # what the row of bytes read is compared with

@@ -34,7 +34,7 @@ def points(results: dict[str, Any]) -> list[Point]:
         macs = {
             phase: ours[f"{phase}_gmac_s"] / ours[f"{phase}_tok_s"] for phase in ("prefill", "decode")
         }  # 10^9 a token
-        step = ours["decode_gb_s"] / ours["decode_tok_s"] * WORKS[name].streams  # GB a step
+        step = ours["step_gb"]
         for engine in WORKS[name].engines:
             for phase, tokens in (("prefill", min(WORKS[name].prompt, 512)), ("decode", WORKS[name].streams)):
                 if phase == "prefill" and WORKS[name].streams > 1:

@@ -204,8 +204,8 @@ def test_bench_counts_the_work_of_the_reference_shapes(model):
 def test_bench_of_a_long_past_reads_what_the_window_shows(model):
     shape = bench.Shape(prompt=3, new=2, depth=200, streams=1)
     assert model.config.window is not None
-    (run,) = bench.measure(model.backend, shape, repeat=1)
-    assert run.decode_tok_s > 0
+    prepared = bench.Prepared.of(model.backend, shape)
+    assert prepared.once().decode_tok_s > 0
 
 
 def test_facts_16_bench_shows_kv_bytes_level_off_at_the_window(ventoux, folder):

@@ -1,7 +1,9 @@
 """A layer in one call, and in its five parts with something added between them, as adapters do it."""
 
 import gc
+import resource
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,7 +57,7 @@ class One:
             vocab_size=8, hidden_size=E, intermediate_size=F, num_layers=1, num_heads=H, num_kv_heads=K, head_dim=D,
             rms_norm_eps=1e-5, rope_theta=1e4, windows=(None,), context_length=64, tie_embeddings=True, eos_ids=(),
         )  # fmt: skip
-        self.arrays = Arrays.make(config, T)._asdict()
+        self.arrays = Arrays.make(config, T, whole=True)._asdict()
         self.arrays["x"][:] = rng.standard_normal((T, E), np.float32)
         angles = rng.standard_normal((T, D // 2)).astype(np.float32)
         spans = np.array([0, 0], np.int32), np.array([T - 2, 2], np.int32)
@@ -139,9 +141,10 @@ def test_a_sequence_that_was_freed_is_no_longer_run():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc what is resident")
-def test_pages_go_back_to_the_system():
+@pytest.mark.parametrize("whole", [False, True])
+def test_pages_go_back_to_the_system(whole):
     size, before = 64 << 20, resident_memory()["anonymous"]
-    pages = _kernels.pages(size)
+    pages = _kernels.pages(size, whole)
     assert not pages.any()
     pages[:] = 1
     assert resident_memory()["anonymous"] - before > 0.9 * size
@@ -151,4 +154,22 @@ def test_pages_go_back_to_the_system():
     del view
     assert resident_memory()["anonymous"] - before < 0.1 * size
     with pytest.raises(MemoryError):
-        _kernels.pages(1 << 60)
+        _kernels.pages(1 << 60, whole)
+
+
+def huge_pages() -> bool:
+    try:
+        return "[never]" not in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not huge_pages(), reason="the system has no huge pages")
+def test_what_is_written_whole_comes_in_huge_pages():
+    def faults(whole: bool) -> int:
+        pages = _kernels.pages(64 << 20, whole)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        pages[:] = 1
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    assert faults(whole=True) < faults(whole=False) / 4

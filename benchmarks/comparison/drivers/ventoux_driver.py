@@ -7,7 +7,7 @@ import sys
 import threading
 
 import ventoux
-from ventoux.cli.bench import Shape, machine_of, prepare
+from ventoux.cli.bench import Prepared, Shape, machine_of
 from ventoux.cpu.packing import Writer
 
 
@@ -21,19 +21,19 @@ def main() -> None:
     model = ventoux.load(args.model, threads=args.threads, window=args.window)
     shape = Shape(prompt=args.prompt, new=args.new, depth=args.depth, streams=args.streams)
     shape.check(model.config.context_length)
-    again = prepare(model.backend, shape)
+    prepared = Prepared.of(model.backend, shape)
     for thread in threading.enumerate():
         if isinstance(thread, Writer):
             thread.join()  # it writes the packed weights, at the first start with a model
             os.sync()  # and the system to the disk
     print("ready", flush=True)
     for _ in sys.stdin:
-        run = again()
+        run = prepared.once()
         found = {
             "prefill_tok_s": run.prefill_tok_s,
             "decode_tok_s": run.decode_tok_s,
             "resident": run.resident,
-            "machine": machine_of(model.backend, shape, [run]),
+            "machine": machine_of(prepared, [run]),
             "version": f"Ventoux {ventoux.__version__} ({model.backend.description})",
         }
         print(json.dumps(found), flush=True)

@@ -13,12 +13,13 @@ import numpy as np
 
 from ventoux.batch import Backend, Batch, Cache, Segment
 from ventoux.config import ModelConfig
-from ventoux.cpu import measure_limits
+from ventoux.cpu import Memory, measure_limits
 from ventoux.errors import RequestError
 from ventoux.model import Mistral
 
 CHUNK = 512  # prompt tokens in one pass, as the engine's budget
 MAX_STREAMS = 512  # all of them decode in one pass
+TURNS = 16  # of decoding and reading memory
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,12 @@ class Measured:
 
 
 def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
-    backend, means = model.backend, model.backend.description
+    means = model.backend.description
     shape.check(model.config.context_length)
-    runs = measure(backend, shape, repeat=repeat)
+    prepared = Prepared.of(model.backend, shape)
+    runs = [prepared.once() for _ in range(repeat)]
     peak = peak_memory()  # before the limits are measured, which takes memory
-    machine = machine_of(backend, shape, runs)
+    machine = machine_of(prepared, runs)
     result = {
         "prefill_tok_s": [round(run.prefill_tok_s, 2) for run in runs],
         "decode_tok_s": [round(run.decode_tok_s, 2) for run in runs],
@@ -124,31 +126,34 @@ def bench(model: Mistral, shape: Shape, *, repeat: int, as_json: bool) -> None:
         print(describe(machine))
 
 
-def machine_of(backend: Backend, shape: Shape, runs: list[Measured]) -> dict[str, float | str] | None:
+def machine_of(prepared: "Prepared", runs: list[Measured]) -> dict[str, float | str] | None:
     """The machine's limits and what share of them was reached; None where the CPU does not compute.
 
     Prefill is compared with products of int8, bf16 or fp32, whichever its arithmetic is made of, at one product for
-    each weight and activation: activations of sixteen bits take two of int8. Decode is compared with memory.
+    each weight and activation: activations of sixteen bits take two of int8. Decode is compared with memory that is
+    read in turns with its steps: on a shared machine memory is twice as fast at one moment as at the next.
     """
-    means = backend.description
+    backend, shape, means = prepared.backend, prepared.shape, prepared.backend.description
     if means.threads is None:
         return None
-    limits = measure_limits(means.threads)
+    limits, memory = measure_limits(means.threads), Memory(means.threads)
     work = Work.of(backend.config, shape)
     peak = {"int8": limits.int8_gmac_s, "bf16": limits.bf16_gmac_s, "fp32": limits.fp32_gmac_s}[means.products]
     prefill = work.prefill_macs * median(run.prefill_tok_s for run in runs) / 1e9
-    steps = median(run.decode_tok_s for run in runs) / shape.streams
-    read = (backend.step_bytes + work.step_kv_elements * means.kv_itemsize) * steps / 1e9
+    step_bytes = backend.step_bytes + work.step_kv_elements * means.kv_itemsize
+    step_s, memory_s = prepared.in_turns(memory.read)
+    decode, read = step_bytes / step_s / 1e9, memory.nbytes / memory_s / 1e9
     figures = {
-        "read_gb_s": limits.read_gb_s,
+        "read_gb_s": read,
         "int8_gmac_s": limits.int8_gmac_s,
         "fp32_gmac_s": limits.fp32_gmac_s,
         "bf16_gmac_s": limits.bf16_gmac_s,
         "prefill_gmac_s": prefill,
         "prefill_share": prefill / peak,
-        "decode_gmac_s": work.decode_macs * steps * shape.streams / 1e9,
-        "decode_gb_s": read,
-        "decode_share": read / limits.read_gb_s,
+        "decode_gmac_s": work.decode_macs * median(run.decode_tok_s for run in runs) / 1e9,
+        "decode_gb_s": decode,
+        "decode_share": decode / read,
+        "step_gb": step_bytes / 1e9,
     }
     return {name: round(value, 4) for name, value in figures.items()} | {"prefill_against": means.products}
 
@@ -160,48 +165,72 @@ def describe(machine: dict[str, float | str]) -> str:
         f"machine  reads {m['read_gb_s']:.1f} GB/s, multiplies {m['int8_gmac_s']:.0f} GMAC/s in int8{bf16} and"
         f" {m['fp32_gmac_s']:.0f} in fp32\n"
         f"         prefill multiplied {m['prefill_gmac_s']:.1f} GMAC/s, {m['prefill_share']:.0%} of {kind};"
-        f" decode read {m['decode_gb_s']:.1f} GB/s, {m['decode_share']:.0%}"
+        f" decode in turns with reading read {m['decode_gb_s']:.1f} GB/s, {m['decode_share']:.0%}"
     )
 
 
-def measure(backend: Backend, shape: Shape, *, repeat: int) -> list[Measured]:
-    """Measurements in one cache: what stands before `depth` is read once, the rest is run again each time."""
-    again = prepare(backend, shape)
-    return [again() for _ in range(repeat)]
-
-
-def prepare(backend: Backend, shape: Shape) -> Callable[[], Measured]:
-    """Read what stands before `depth` -> a measurement, which can be made again and again.
+@dataclass(frozen=True)
+class Prepared:
+    """A shape's measurements in one cache: what stands before `depth` is read once, the rest is run again each time.
 
     Running positions again overwrites them. With a window, the keys just before `depth` are then those of later
     positions: another text, but the same work. Of a long past, what no query can see is not read.
     """
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, backend.config.vocab_size, (shape.streams, shape.depth + shape.prompt)).tolist()
-    cache = backend.new_cache()
-    streams = {cache.allocate(shape.length): row for row in ids}
-    unseen = max(0, shape.depth - (backend.config.window or shape.depth))
-    first = unseen if backend.description.backend == "cpu" else 0  # the other backend's rings are filled in order
-    for slot, row in streams.items():
-        read(backend, cache, slot, row[first : max(shape.depth, 1)], start=first)  # at least one, to warm up
-    return lambda: once(backend, shape, cache, streams)
 
+    backend: Backend
+    shape: Shape
+    cache: Cache
+    streams: dict[int, list[int]]  # the ids of each slot
 
-def once(backend: Backend, shape: Shape, cache: Cache, streams: dict[int, list[int]]) -> Measured:
-    """One measurement; `streams` are the ids of each slot."""
-    begun = perf_counter()
-    last = [read(backend, cache, slot, ids[shape.depth :], start=shape.depth) for slot, ids in streams.items()]
-    read_all = perf_counter()
-    for position in range(shape.depth + shape.prompt, shape.length):
-        segments = [Segment(slot, position, [token], logits=1) for slot, token in zip(streams, last, strict=True)]
-        last = backend.forward(Batch.pack(segments), cache).argmax(-1).tolist()
-    done = perf_counter()
-    return Measured(
-        prefill_tok_s=shape.streams * shape.prompt / (read_all - begun),
-        decode_tok_s=shape.streams * shape.new / (done - read_all),
-        kv_bytes=cache.nbytes,
-        resident=resident_memory(),
-    )
+    @classmethod
+    def of(cls, backend: Backend, shape: Shape) -> "Prepared":
+        """Read what stands before `depth`."""
+        rng = np.random.default_rng(0)
+        ids = rng.integers(0, backend.config.vocab_size, (shape.streams, shape.depth + shape.prompt)).tolist()
+        cache = backend.new_cache()
+        streams = {cache.allocate(shape.length): row for row in ids}
+        unseen = max(0, shape.depth - (backend.config.window or shape.depth))
+        first = unseen if backend.description.backend == "cpu" else 0  # the other backend's rings are filled in order
+        for slot, row in streams.items():
+            read(backend, cache, slot, row[first : max(shape.depth, 1)], start=first)  # at least one, to warm up
+        return cls(backend, shape, cache, streams)
+
+    def once(self) -> Measured:
+        shape = self.shape
+        begun = perf_counter()
+        last = [
+            read(self.backend, self.cache, slot, ids[shape.depth :], start=shape.depth)
+            for slot, ids in self.streams.items()
+        ]
+        read_all = perf_counter()
+        for position in range(shape.length - shape.new, shape.length):
+            last = self.step(position, last)
+        done = perf_counter()
+        return Measured(
+            prefill_tok_s=shape.streams * shape.prompt / (read_all - begun),
+            decode_tok_s=shape.streams * shape.new / (done - read_all),
+            kv_bytes=self.cache.nbytes,
+            resident=resident_memory(),
+        )
+
+    def step(self, position: int, tokens: list[int]) -> list[int]:
+        """Each stream decodes one token -> the likeliest next ones."""
+        last = zip(self.streams, tokens, strict=True)
+        segments = [Segment(slot, position, [token], logits=1) for slot, token in last]
+        best: list[int] = self.backend.forward(Batch.pack(segments), self.cache).argmax(-1).tolist()
+        return best
+
+    def in_turns(self, other: Callable[[], object]) -> tuple[float, float]:
+        """Seconds of a decode step, behind what `once` has read, and of other work that takes turns with it."""
+        spent, tokens = [0.0, 0.0], [0] * len(self.streams)
+        for turn in range(TURNS):
+            begun = perf_counter()
+            tokens = self.step(self.shape.length - self.shape.new + turn % self.shape.new, tokens)
+            between = perf_counter()
+            other()
+            spent[0] += between - begun
+            spent[1] += perf_counter() - between
+        return spent[0] / TURNS, spent[1] / TURNS
 
 
 def read(backend: Backend, cache: Cache, slot: int, ids: list[int], *, start: int) -> int:

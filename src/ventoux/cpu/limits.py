@@ -1,4 +1,4 @@
-"""What this machine can do at most: bytes read and numbers multiplied a second, measured in a quarter of one."""
+"""What this machine can do at most: bytes read and numbers multiplied a second."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,23 +18,33 @@ TURNS = 6
 class Limits:
     """Speeds of all threads together, each the best of a few turns: a limit is what nothing disturbed.
 
-    read_gb_s    reading memory in order, 10^9 bytes a second
     int8_gmac_s  products of int8 with the instructions of the kernels' instruction set, 10^9 multiply-adds a second
     fp32_gmac_s  the same for fp32
     bf16_gmac_s  the same for bf16, 0 where the kernels do not multiply that
     """
 
-    read_gb_s: float
     int8_gmac_s: float
     fp32_gmac_s: float
     bf16_gmac_s: float
 
 
+class Memory:
+    """Memory that all threads together read in order, by a loop that does nothing else."""
+
+    def __init__(self, threads: int) -> None:
+        self._pool = _kernels.Pool(threads, isa())
+        self._words = np.ones(READ_BYTES // 8, np.uint64)  # written, so that pages are there
+        self.nbytes: int = self._words.nbytes
+
+    def read(self) -> int:
+        """Read all of it once -> the sum of its words."""
+        return _kernels.read_memory(self._pool, self._words)
+
+
 def measure_limits(threads: int) -> Limits:
+    """In a fifth of a second."""
     pool = _kernels.Pool(threads, isa())
-    words = np.ones(READ_BYTES // 8, np.uint64)  # written, so that pages are there
     return Limits(
-        read_gb_s=fastest(lambda: 8 * len(words) * bool(_kernels.read_memory(pool, words))) / 1e9,
         int8_gmac_s=multiplied(pool, _kernels.multiply_int8),
         fp32_gmac_s=multiplied(pool, _kernels.multiply_fp32),
         bf16_gmac_s=multiplied(pool, _kernels.multiply_bf16) if _kernels.multiply_bf16(pool, 1) else 0.0,

@@ -137,19 +137,27 @@ inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_t
   for (int p = panel0; p < panel1; p++) finish_block(w, scratch.partial[p - panel0], y, add_to, p, token0, token1);
 }
 
-// to[MT][16] = a panel of bf16 . a tile of tokens, whose pairs begin at x.
-template <Format f, int MT>
-inline void bf16_tile(const uint8_t* panel, const int32_t* x, int pairs, float* to) {
-  Floats sum[MT];
-  for (int t = 0; t < MT; t++) sum[t] = splat(0);
-  for (int i = 0; i < pairs; i++) {
-    const Bytes line = load_bytes(panel + size_t(i) * 64);
-    __builtin_prefetch(panel + size_t(i) * 64 + kAhead);
+// to[P][MT][16] = P panels of bf16 . a tile of tokens, whose pairs begin at x. One panel alone may come from memory; two read each
+// of the tile's cache lines once.
+template <Format f, int MT, int P>
+inline void bf16_tile(const uint8_t* panel, size_t panel_bytes, const int32_t* x, int pairs, float* to) {
+  Floats sum[P][MT];
+  for (int p = 0; p < P; p++)
+    for (int t = 0; t < MT; t++) sum[p][t] = splat(0);
+  for (int i = 0; i < pairs; i++, panel += 64) {
+    Bytes line[P];
+    for (int p = 0; p < P; p++) line[p] = load_bytes(panel + size_t(p) * panel_bytes);
+    if constexpr (P == 1) __builtin_prefetch(panel + kAhead);
 #pragma GCC unroll 16
-    for (int t = 0; t < MT; t++) sum[t] = Bf16<f>::add(sum[t], line, x[size_t(i) * MT + t]);
+    for (int t = 0; t < MT; t++)
+      for (int p = 0; p < P; p++) sum[p][t] = Bf16<f>::add(sum[p][t], line[p], x[size_t(i) * MT + t]);
   }
-  for (int t = 0; t < MT; t++) store(to + t * kPanel, sum[t]);
+  for (int p = 0; p < P; p++)
+    for (int t = 0; t < MT; t++) store(to + (p * MT + t) * kPanel, sum[p][t]);
 }
+
+template <Format f>
+constexpr int kTogether = f == Format::BF16 ? 2 : 1;  // panels
 
 // Panels [panel0, panel1) as they lie. Those of a block stay in L2 while tiles of tokens pass, each of which stays there while
 // they do. No more tokens pass than stay in L3 until the next block wants them: to read the weights for each such lot costs less
@@ -158,19 +166,29 @@ template <Format f>
 inline void panels_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1) {
   constexpr bool bf16 = f == Format::BF16;
   const size_t words = bf16 ? size_t(w.columns + 1) / 2 : size_t(w.columns / layout(f).group);  // pairs, or groups
-  const int step = w.panel_bytes < kBlockBytes ? int(kBlockBytes / w.panel_bytes) : 1;
+  const int least = kTogether<f>, step = w.panel_bytes * least < kBlockBytes ? int(kBlockBytes / w.panel_bytes) : least;
   const int tiles = int(kLotBytes / (size_t(w.columns) * (bf16 ? 2 : 1) * kWidestTile)), lot = (tiles > 1 ? tiles : 1) * kWidestTile;
   for (int begin = 0; begin < x.tokens; begin += lot)
     for (int first = panel0; first < panel1; first += step)
       for_each_tile<kQuantizedTile>(begin, begin + lot < x.tokens ? begin + lot : x.tokens, [&](int t, auto size) {
         constexpr int MT = decltype(size)::value;
-        alignas(64) float totals[MT * kPanel];
-        for (int p = first; p < first + step && p < panel1; p++) {
-          const uint8_t* panel = w.data + size_t(p) * w.panel_bytes;
-          if constexpr (bf16) bf16_tile<f, MT>(panel, x.low + size_t(t) * words, int(words), totals);
-          else panel_tile<f, MT>(panel, x, size_t(t) * words, totals);
+        const int end = first + step < panel1 ? first + step : panel1;
+        alignas(64) float totals[kTogether<f> * MT * kPanel];
+        const auto panel = [&](int p) { return w.data + size_t(p) * w.panel_bytes; };
+        const auto write = [&](int p, const float* from) {
           for (int i = 0; i < MT; i++)
-            finish(y + size_t(t + i) * w.rows + size_t(p) * kPanel, w.rows - p * kPanel, add_to, load(totals + i * kPanel));
+            finish(y + size_t(t + i) * w.rows + size_t(p) * kPanel, w.rows - p * kPanel, add_to, load(from + i * kPanel));
+        };
+        int p = first;
+        if constexpr (bf16 && MT == kQuantizedTile)
+          for (; x.tokens > kFewTokens && p + 1 < end; p += 2) {
+            bf16_tile<f, MT, 2>(panel(p), w.panel_bytes, x.low + size_t(t) * words, int(words), totals);
+            for (int i = 0; i < 2; i++) write(p + i, totals + i * MT * kPanel);
+          }
+        for (; p < end; p++) {
+          if constexpr (bf16) bf16_tile<f, MT, 1>(panel(p), 0, x.low + size_t(t) * words, int(words), totals);
+          else panel_tile<f, MT>(panel(p), x, size_t(t) * words, totals);
+          write(p, totals);
         }
       });
 }

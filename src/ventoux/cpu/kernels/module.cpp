@@ -55,9 +55,9 @@ nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>> packed_of(nb::handle self) {
   return {w.data(), {Weight::memory_bytes(w.format(), w.rows(), w.columns())}, self};
 }
 
-nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> pages(size_t bytes) {
+nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> pages(size_t bytes, bool whole) {
   require(bytes > 0, "no memory was asked for");
-  auto memory = std::make_unique<Pages>(bytes);
+  auto memory = std::make_unique<Pages>(bytes, whole);
   uint8_t* data = memory->data();
   const nb::capsule owner(memory.release(), [](void* it) noexcept { delete static_cast<Pages*>(it); });
   return {data, {bytes}, owner};
@@ -200,7 +200,8 @@ NB_MODULE(_kernels, m) {
       .def_prop_ro("nbytes", &Cache::nbytes, "Bytes that the allocated sequences hold.")
       .def_prop_ro("sequences", &Cache::sequences, "Sequences that are allocated.");
 
-  m.def("pages", &pages, "bytes"_a, "Zeros, uint8 [bytes], from the system, which has them back with the array's end.");
+  m.def("pages", &pages, "bytes"_a, "whole"_a,
+        "Zeros, uint8 [bytes], from the system, which has them back with the array's end; in huge pages if all will be written.");
   m.def("linear", &linear_py, "pool"_a, "x"_a, "weights"_a, "outs"_a.noconvert(), "add"_a, "compute"_a,
         "outs[i] (+)= x . weights[i] for x [T, columns], outs[i] [T, rows].");
   m.def("rms_norm", &rms_norm_py, "pool"_a, "x"_a, "weight"_a, "eps"_a, "out"_a.noconvert(),

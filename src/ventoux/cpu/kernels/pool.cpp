@@ -169,15 +169,18 @@ uint8_t* Pool::scratch(int thread, size_t bytes) {
 uint8_t* Pool::shared(size_t bytes) {
   if (shared_.size() < bytes) {
     drop_shared();  // first: what it holds is of no use to the next kernel
-    shared_ = Pages(bytes);
+    shared_ = Pages(bytes, true);
   }
   return shared_.data();
 }
 
-Pages::Pages(size_t bytes) : size_(bytes) {
+Pages::Pages(size_t bytes, [[maybe_unused]] bool whole) : size_(bytes) {
   void* found = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (found == MAP_FAILED) throw std::bad_alloc();
   data_ = static_cast<uint8_t*>(found);
+#ifdef MADV_HUGEPAGE
+  if (whole) madvise(found, bytes, MADV_HUGEPAGE);  // a wish: it may fail
+#endif
 }
 
 Pages::~Pages() {
