@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 
 from ventoux.cli.bench import resident_memory
 from ventoux.config import ModelConfig
@@ -41,13 +42,17 @@ def matrices(seed=0):
     return {name: rng.standard_normal(shape, np.float32) / 8 for name, shape in SHAPES.items()}
 
 
+def stored(matrices):
+    return {name: matrix.view(np.uint8) for name, matrix in matrices.items()}
+
+
 class One:
     """A layer, a batch of two sequences in its cache, and the arrays by name."""
 
-    def __init__(self, isa, weights, compute="f32", threads=2):
+    def __init__(self, isa, weights, compute="f32", threads=2, formats=dict.fromkeys(SHAPES, "F32"), T=T):
         rng = np.random.default_rng(1)
         pool = _kernels.Pool(threads, isa)
-        packed = {name: _kernels.Weight(pool, "F32", w.shape[1], w.view(np.uint8)) for name, w in weights.items()}
+        packed = {name: _kernels.Weight(pool, formats[name], SHAPES[name][1], w) for name, w in weights.items()}
         norms = rng.standard_normal((2, E), np.float32)
         self.layer = _kernels.Layer(0, norms[0], *(packed[n] for n in "qkvo"), norms[1],
                                     *(packed[n] for n in ("gate", "up", "down")), 1e-5, compute)  # fmt: skip
@@ -60,7 +65,7 @@ class One:
         self.arrays = Arrays.make(config, T, whole=True)._asdict()
         self.arrays["x"][:] = rng.standard_normal((T, E), np.float32)
         angles = rng.standard_normal((T, D // 2)).astype(np.float32)
-        spans = np.array([0, 0], np.int32), np.array([T - 2, 2], np.int32)
+        spans = np.array([0, 0], np.int32), np.array([T - T // 3, T // 3], np.int32)
         self.batch = _kernels.Pass(pool, cache, *self.arrays.values(), np.cos(angles), np.sin(angles), slots, *spans)
 
     def run(self):
@@ -79,10 +84,29 @@ class One:
 
 
 def test_the_five_parts_are_what_one_call_does(isa):
-    expected = One(isa, matrices()).run()
+    expected = One(isa, stored(matrices())).run()
     assert np.isfinite(expected).all()
-    np.testing.assert_array_equal(One(isa, matrices()).in_parts({}), expected)
-    np.testing.assert_array_equal(One(isa, matrices(), threads=1).run(), expected)
+    np.testing.assert_array_equal(One(isa, stored(matrices())).in_parts({}), expected)
+    np.testing.assert_array_equal(One(isa, stored(matrices()), threads=1).run(), expected)
+
+
+@pytest.mark.parametrize("tokens", [3, 16, 41])
+@pytest.mark.parametrize("other", ["the same", "Q8_0"])
+@pytest.mark.parametrize("format", ["BF16", "Q4_0", "Q5_1"])
+def test_gate_and_up_together_are_what_they_are_one_by_one(isa, format, other, tokens):
+    """In bf16 beyond 16 tokens two panels go together, too."""
+    rng = np.random.default_rng(3)
+    formats = dict.fromkeys(SHAPES, format) | ({} if other == "the same" else {"up": other})
+
+    def random(shape, format):
+        if format != "BF16":
+            return tiny.random_blocks(rng, *shape, format=format)
+        return (rng.standard_normal(shape, np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+
+    weights = {name: random(shape, formats[name]) for name, shape in SHAPES.items()}
+    expected = One(isa, weights, "mixed", formats=formats, T=tokens).in_parts({})
+    assert np.isfinite(expected).all()
+    np.testing.assert_array_equal(One(isa, weights, "mixed", formats=formats, T=tokens).run(), expected)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -91,20 +115,20 @@ def test_what_is_added_between_the_parts_is_as_if_it_were_in_the_weight(isa, nam
     A, B = (rng.standard_normal(shape, np.float32) / 4 for shape in ((3, SHAPES[name][1]), (SHAPES[name][0], 3)))
     merged = matrices()
     merged[name] = merged[name] + B @ A
-    plain, adapted = One(isa, matrices()).run(), One(isa, matrices()).in_parts({name: (A, B)})
-    np.testing.assert_allclose(adapted, One(isa, merged).run(), rtol=1e-4, atol=1e-4)
+    plain, adapted = One(isa, stored(matrices())).run(), One(isa, stored(matrices())).in_parts({name: (A, B)})
+    np.testing.assert_allclose(adapted, One(isa, stored(merged)).run(), rtol=1e-4, atol=1e-4)
     assert np.abs(adapted - plain).max() > 0.01
 
 
 def test_a_layer_and_a_pass_hold_on_to_what_they_use(isa):
-    expected, one = One(isa, matrices()).run(), One(isa, matrices())
+    expected, one = One(isa, stored(matrices())).run(), One(isa, stored(matrices()))
     one.arrays = {"x": one.arrays["x"]}
     gc.collect()
     np.testing.assert_array_equal(one.run(), expected)
 
 
 def test_what_does_not_fit_together_is_refused():
-    one = One("portable", matrices())
+    one = One("portable", stored(matrices()))
     pool = _kernels.Pool(1, "portable")
     weight = _kernels.Weight(pool, "F32", 32, np.ones((32, 32), np.float32).view(np.uint8))
     norm = np.ones(32, np.float32)

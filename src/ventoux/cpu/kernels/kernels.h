@@ -130,6 +130,9 @@ struct Kernels {
   void (*regroup)(const float* x, const Activations& to, Rounding rounding, int first, int last);
   // y[:, 16 * panel ...] (+)= x . w for panels [panel0, panel1); y has w.rows columns. `scratch`: kScratchBytes.
   void (*linear)(const Matrix& w, const Activations& x, float* y, bool add, int panel0, int panel1, uint8_t* scratch);
+  // y[:, 16 * panel ...] = silu(gate . x) * (up . x), of two matrices of one format and shape, for so many tokens as `gates` says yes to.
+  void (*gated)(const Matrix& gate, const Matrix& up, const Activations& x, float* y, int panel0, int panel1);
+  bool (*gates)(Format, Form, int tokens);
   // y = x / rms(x) * weight for one row.
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* y);
   // gate = silu(gate) * up.

@@ -47,6 +47,18 @@ void Layer::project_gate_up(Pass& pass) const {
 void Layer::project_down(Pass& pass) const {
   const Arrays& a = pass.arrays;
   swiglu(pass.pool, a.gate, a.up, size_t(a.tokens) * size_t(a.intermediate));
+  add_down(pass);
+}
+
+void Layer::mlp(Pass& pass) const {
+  const Arrays& a = pass.arrays;
+  norm(pass, weights_.post_norm);
+  gated(pass.pool, a.normed, a.tokens, a.hidden, *weights_.gate, *weights_.up, a.gate, a.up, rounding_);
+  add_down(pass);
+}
+
+void Layer::add_down(Pass& pass) const {
+  const Arrays& a = pass.arrays;
   const Product product{weights_.down, a.x};
   linear(pass.pool, a.gate, a.tokens, a.intermediate, &product, 1, true, rounding_);
 }

@@ -66,8 +66,11 @@ class Layer {
   void project_gate_up(Pass& pass) const;  // normed = norm(x); gate, up = their weights . normed
   void project_down(Pass& pass) const;     // gate = silu(gate) * up; x += down . gate
 
+  void mlp(Pass& pass) const;  // the last two in one, which leave `up` as it is where that is faster
+
  private:
   void norm(Pass& pass, const std::vector<float>& weight) const;
+  void add_down(Pass& pass) const;
   int index_;
   Weights weights_;
   float eps_;

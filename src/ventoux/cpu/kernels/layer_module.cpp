@@ -92,8 +92,7 @@ void run(const Layer& layer, BoundPass& pass) {
   layer.project_qkv(pass);
   layer.attend(pass, spans);
   layer.project_o(pass);
-  layer.project_gate_up(pass);
-  layer.project_down(pass);
+  layer.mlp(pass);
 }
 
 }  // namespace

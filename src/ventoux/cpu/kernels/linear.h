@@ -4,8 +4,8 @@
 // a sequence's logits do not depend on who shares its batch.
 #pragma once
 
-#include "quantized.h"
-#include "tiles.h"
+#include "bf16.h"
+#include "elementwise.h"
 
 namespace ventoux {
 namespace {
@@ -137,69 +137,73 @@ inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_t
   for (int p = panel0; p < panel1; p++) finish_block(w, scratch.partial[p - panel0], y, add_to, p, token0, token1);
 }
 
-// to[P][MT][16] = P panels of bf16 . a tile of tokens, whose pairs begin at x. One panel alone may come from memory; two read each
-// of the tile's cache lines once.
-template <Format f, int MT, int P>
-inline void bf16_tile(const uint8_t* panel, size_t panel_bytes, const int32_t* x, int pairs, float* to) {
-  Floats sum[P][MT];
-  for (int p = 0; p < P; p++)
-    for (int t = 0; t < MT; t++) sum[p][t] = splat(0);
-  for (int i = 0; i < pairs; i++, panel += 64) {
-    Bytes line[P];
-    for (int p = 0; p < P; p++) line[p] = load_bytes(panel + size_t(p) * panel_bytes);
-    if constexpr (P == 1) __builtin_prefetch(panel + kAhead);
-#pragma GCC unroll 16
-    for (int t = 0; t < MT; t++)
-      for (int p = 0; p < P; p++) sum[p][t] = Bf16<f>::add(sum[p][t], line[p], x[size_t(i) * MT + t]);
-  }
-  for (int p = 0; p < P; p++)
-    for (int t = 0; t < MT; t++) store(to + (p * MT + t) * kPanel, sum[p][t]);
+// Whether so many tokens are multiplied with panels as they lie.
+template <Format f>
+inline bool from_panels(Form form, int tokens) {
+  if constexpr (layout(f).bits > 0) return form.group && tokens <= kFromPanels;
+  else return f == Format::BF16 && kHasBf16 && form.pairs;
 }
 
-template <Format f>
-constexpr int kTogether = f == Format::BF16 ? 2 : 1;  // panels
+// One panel as it lies . a tile of tokens, of which t is the first.
+template <Format f, int MT>
+inline void tile_of(const uint8_t* panel, const Activations& x, int t, float* totals) {
+  if constexpr (f == Format::BF16) bf16_tile<f, MT>(panel, x.low + size_t(t) * size_t((x.columns + 1) / 2), (x.columns + 1) / 2, totals);
+  else panel_tile<f, MT>(panel, x, size_t(t) * size_t(x.columns / layout(f).group), totals);
+}
 
-// Panels [panel0, panel1) as they lie. Those of a block stay in L2 while tiles of tokens pass, each of which stays there while
-// they do. No more tokens pass than stay in L3 until the next block wants them: to read the weights for each such lot costs less
-// than to have activations from memory for each block.
-template <Format f>
-inline void panels_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1) {
+// Panels [panel0, panel1) as they lie, or of two matrices: silu(w . x) * (up . x). Panels of a block stay in L2 while tiles of tokens
+// pass, each of which stays there while they do. No more tokens pass than stay in L3 until the next block wants them: to read the
+// weights for each such lot costs less than to have activations from memory for each block.
+template <Format f, bool gated>
+inline void panels_of(const Matrix& w, const Matrix& up, const Activations& x, float* y, bool add_to, int panel0, int panel1) {
   constexpr bool bf16 = f == Format::BF16;
-  const size_t words = bf16 ? size_t(w.columns + 1) / 2 : size_t(w.columns / layout(f).group);  // pairs, or groups
-  const int least = kTogether<f>, step = w.panel_bytes * least < kBlockBytes ? int(kBlockBytes / w.panel_bytes) : least;
+  const size_t bytes = w.panel_bytes;
+  const int step = bytes * (gated ? 2 : 1) < kBlockBytes ? int(kBlockBytes / bytes) / (gated ? 2 : 1) : 1;
   const int tiles = int(kLotBytes / (size_t(w.columns) * (bf16 ? 2 : 1) * kWidestTile)), lot = (tiles > 1 ? tiles : 1) * kWidestTile;
-  for (int begin = 0; begin < x.tokens; begin += lot)
-    for (int first = panel0; first < panel1; first += step)
-      for_each_tile<kQuantizedTile>(begin, begin + lot < x.tokens ? begin + lot : x.tokens, [&](int t, auto size) {
-        constexpr int MT = decltype(size)::value;
-        const int end = first + step < panel1 ? first + step : panel1;
-        alignas(64) float totals[kTogether<f> * MT * kPanel];
-        const auto panel = [&](int p) { return w.data + size_t(p) * w.panel_bytes; };
-        const auto write = [&](int p, const float* from) {
-          for (int i = 0; i < MT; i++)
-            finish(y + size_t(t + i) * w.rows + size_t(p) * kPanel, w.rows - p * kPanel, add_to, load(from + i * kPanel));
-        };
-        int p = first;
-        if constexpr (bf16 && MT == kQuantizedTile)
-          for (; x.tokens > kFewTokens && p + 1 < end; p += 2) {
-            bf16_tile<f, MT, 2>(panel(p), w.panel_bytes, x.low + size_t(t) * words, int(words), totals);
-            for (int i = 0; i < 2; i++) write(p + i, totals + i * MT * kPanel);
-          }
-        for (; p < end; p++) {
-          if constexpr (bf16) bf16_tile<f, MT, 1>(panel(p), 0, x.low + size_t(t) * words, int(words), totals);
-          else panel_tile<f, MT>(panel(p), x, size_t(t) * words, totals);
-          write(p, totals);
+  const auto write = [&](int p, int t, int n, const float* totals) {
+    for (int i = 0; i < n; i++)
+      finish(y + size_t(t + i) * w.rows + size_t(p) * kPanel, w.rows - p * kPanel, add_to, load(totals + i * kPanel));
+  };
+  const auto tiles_of = [&](int first, int end, int token0, int token1) {
+    for_each_tile<kQuantizedTile>(token0, token1, [&](int t, auto size) {
+      constexpr int MT = decltype(size)::value;
+      alignas(64) float totals[MT * kPanel], others[MT * kPanel];
+      for (int p = first; p < end; p++) {
+        tile_of<f, MT>(w.data + size_t(p) * bytes, x, t, totals);
+        if constexpr (gated) {
+          tile_of<f, MT>(up.data + size_t(p) * bytes, x, t, others);
+          swiglu(totals, others, MT * kPanel);
         }
-      });
+        write(p, t, MT, totals);
+      }
+    });
+  };
+  for (int begin = 0; begin < x.tokens; begin += lot) {
+    const int end = begin + lot < x.tokens ? begin + lot : x.tokens;
+    int panel = panel0;
+    if constexpr (bf16) {
+      constexpr int MT = kQuantizedTile, taken = gated ? 1 : 2;
+      for (; x.tokens > kFewTokens && panel + taken <= panel1; panel += taken) {
+        const uint8_t* first = w.data + size_t(panel) * bytes;
+        const uint8_t* second = gated ? up.data + size_t(panel) * bytes : first + bytes;
+        const int rest = bf16_tiles<f, MT>(first, second, taken * bytes, x.low, (w.columns + 1) / 2, begin, end, [&](int t, float* sums) {
+          if (gated) swiglu(sums, sums + MT * kPanel, MT * kPanel);
+          for (int i = 0; i < taken; i++) write(panel + i, t, MT, sums + i * MT * kPanel);
+        });
+        tiles_of(panel, panel + taken, rest, end);
+      }
+    }
+    for (; panel < panel1; panel += step) tiles_of(panel, panel + step < panel1 ? panel + step : panel1, begin, end);
+  }
 }
 
 template <Format f>
 inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, Scratch& scratch) {
-  if constexpr (layout(f).bits > 0) {
-    if (x.form.group && x.tokens <= kFromPanels) return panels_of<f>(w, x, y, add_to, panel0, panel1);
-  } else if (f == Format::BF16 && x.form.pairs) {
-    if constexpr (f == Format::BF16 && kHasBf16) return panels_of<f>(w, x, y, add_to, panel0, panel1);
-  } else if (x.tokens == 1) {
+  if (from_panels<f>(x.form, x.tokens)) {
+    if constexpr (layout(f).bits > 0 || (f == Format::BF16 && kHasBf16)) panels_of<f, false>(w, w, x, y, add_to, panel0, panel1);
+    return;
+  }
+  if (layout(f).bits == 0 && x.tokens == 1) {
     for (int p = panel0; p < panel1; p++)
       finish(y + size_t(p) * kPanel, w.rows - p * kPanel, add_to, float_token<f>(w.data + size_t(p) * w.panel_bytes, x));
     return;
@@ -212,11 +216,16 @@ inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_
   }
 }
 
-inline void linear(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, uint8_t* memory) {
-  Scratch& scratch = *(Scratch*)memory;
-  switch (w.format) {
+template <Format f>
+struct OfFormat {
+  static constexpr Format value = f;
+};
+
+template <class Visit>
+inline auto of_format(Format format, Visit visit) {
+  switch (format) {
 #define CASE(f) \
-  case Format::f: return linear_of<Format::f>(w, x, y, add_to, panel0, panel1, scratch)
+  case Format::f: return visit(OfFormat<Format::f>())
     CASE(F32);
     CASE(F16);
     CASE(BF16);
@@ -227,9 +236,25 @@ inline void linear(const Matrix& w, const Activations& x, float* y, bool add_to,
     CASE(Q5_1);
     CASE(Q4_K);
     CASE(Q5_K);
-    CASE(Q6_K);
+    default: CASE(Q6_K);
 #undef CASE
   }
+}
+
+inline void linear(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, uint8_t* scratch) {
+  of_format(w.format, [&](auto f) { linear_of<f.value>(w, x, y, add_to, panel0, panel1, *(Scratch*)scratch); });
+}
+
+inline bool gates(Format format, Form form, int tokens) {
+  return of_format(format, [&](auto f) { return from_panels<f.value>(form, tokens); });
+}
+
+inline void gated(const Matrix& gate, const Matrix& up, const Activations& x, float* y, int panel0, int panel1) {
+  of_format(gate.format, [&](auto f) {
+    constexpr Format format = f.value;
+    if constexpr (layout(format).bits > 0 || (format == Format::BF16 && kHasBf16))
+      panels_of<format, true>(gate, up, x, y, false, panel0, panel1);
+  });
 }
 
 }  // namespace

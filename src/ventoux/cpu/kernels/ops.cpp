@@ -56,6 +56,12 @@ size_t placed_bytes(int tokens, int columns, Form form) {
   return form.pairs ? always : always + padded(n) + padded(groups * 2);
 }
 
+Activations regrouped(Pool& pool, const float* x, int tokens, int columns, Form form, Rounding rounding, uint8_t*& memory) {
+  const Activations to = place(tokens, columns, form, memory);
+  run_parts(pool, tokens, kWidestTile, [&](int first, int last, int) { pool.kernels().regroup(x, to, rounding, first, last); });
+  return to;
+}
+
 }  // namespace
 
 void linear(Pool& pool, const float* x, int tokens, int columns, const Product* products, int count, bool add,
@@ -73,10 +79,8 @@ void linear(Pool& pool, const float* x, int tokens, int columns, const Product* 
     bytes += placed_bytes(tokens, columns, form);
   }
   uint8_t* memory = pool.shared(bytes);
-  for (Activations* to = activations; to < activations + forms; to++) {
-    *to = place(tokens, columns, to->form, memory);
-    run_parts(pool, tokens, kWidestTile, [&](int first, int last, int) { kernels.regroup(x, *to, rounding, first, last); });
-  }
+  for (Activations* to = activations; to < activations + forms; to++)
+    *to = regrouped(pool, x, tokens, columns, to->form, rounding, memory);
 
   // All products in one run: a thread that is done with the first goes on with the second. Each has ceil(panels / step) parts.
   int panels = 0, parts = 0;
@@ -93,6 +97,21 @@ void linear(Pool& pool, const float* x, int tokens, int columns, const Product* 
     while (!(form_of(*p) == x->form)) x++;
     kernels.linear(matrix, *x, p->y, add, first, std::min(first + step, matrix.panels), pool.scratch(thread, kScratchBytes));
   });
+}
+
+void gated(Pool& pool, const float* x, int tokens, int columns, const Weight& gate, const Weight& up, float* y, float* spare,
+           Rounding rounding) {
+  const Kernels& kernels = pool.kernels();
+  const Form form = kernels.form(gate.format(), rounding);
+  if (gate.format() != up.format() || !kernels.gates(gate.format(), form, tokens)) {
+    const Product products[] = {{&gate, y}, {&up, spare}};
+    linear(pool, x, tokens, columns, products, 2, false, rounding);
+    return swiglu(pool, y, spare, size_t(tokens) * size_t(gate.rows()));
+  }
+  uint8_t* memory = pool.shared(placed_bytes(tokens, columns, form));
+  const Activations a = regrouped(pool, x, tokens, columns, form, rounding, memory);
+  run_parts(pool, gate.matrix().panels, 1,
+            [&](int first, int last, int) { kernels.gated(gate.matrix(), up.matrix(), a, y, first, last); });
 }
 
 void rms_norm(Pool& pool, const float* x, const float* weight, float eps, int rows, int columns, float* y) {

@@ -21,6 +21,10 @@ struct Product {
 void linear(Pool& pool, const float* x, int tokens, int columns, const Product* products, int count, bool add,
             Rounding rounding);
 
+// y = silu(gate . x) * (up . x), [tokens, gate.rows()]; `spare` is of the same size, and may be written to.
+void gated(Pool& pool, const float* x, int tokens, int columns, const Weight& gate, const Weight& up, float* y, float* spare,
+           Rounding rounding);
+
 void rms_norm(Pool& pool, const float* x, const float* weight, float eps, int rows, int columns, float* y);
 
 void swiglu(Pool& pool, float* gate, const float* up, size_t n);
