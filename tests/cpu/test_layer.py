@@ -24,6 +24,7 @@ SHAPES = {
     "up": (F, E),
     "down": (E, F),
 }
+FLOATS = dict.fromkeys(SHAPES, "F32")
 PARTS = ("project_qkv", "attend", "project_o", "project_gate_up", "project_down")
 # The array that a projection reads, the one that it writes or adds to, and the part after which that has happened.
 WHERE = {
@@ -49,7 +50,7 @@ def stored(matrices):
 class One:
     """A layer, a batch of two sequences in its cache, and the arrays by name."""
 
-    def __init__(self, isa, weights, compute="f32", threads=2, formats=dict.fromkeys(SHAPES, "F32"), T=T):
+    def __init__(self, isa, weights, compute="f32", threads=2, formats=FLOATS, T=T):
         rng = np.random.default_rng(1)
         pool = _kernels.Pool(threads, isa)
         packed = {name: _kernels.Weight(pool, formats[name], SHAPES[name][1], w) for name, w in weights.items()}

@@ -142,8 +142,7 @@ def main() -> None:
     if args.depth:
         model.fill([rng.randrange(model.vocabulary) for _ in range(min(UBATCH, args.depth))], args.depth)
     else:
-        model.read(prompts[0][:16], 0, 0)  # warm up: the weights come into memory
-        model.read(prompts[0][:1], 16, 0)
+        measure(model, prompts, 0, args.new)  # each engine runs all of it once before it is measured
     print("ready", flush=True)
     for _ in sys.stdin:
         print(json.dumps(measure(model, prompts, args.depth, args.new) | {"version": version()}), flush=True)

@@ -51,7 +51,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.bfloat16).eval()
     ids = torch.randint(model.config.vocab_size, (1, args.prompt))
-    measure(model, ids[:, :16], 1)  # warm up: the weights come into memory
+    measure(model, ids, args.new)  # each engine runs all of it once before it is measured
     print("ready", flush=True)
     for _ in sys.stdin:
         versions = f"transformers {transformers.__version__}, torch {torch.__version__}"

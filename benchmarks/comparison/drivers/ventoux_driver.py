@@ -22,6 +22,8 @@ def main() -> None:
     shape = Shape(prompt=args.prompt, new=args.new, depth=args.depth, streams=args.streams)
     shape.check(model.config.context_length)
     prepared = Prepared.of(model.backend, shape)
+    if not args.depth:
+        prepared.once()  # each engine runs all of it once before it is measured
     for thread in threading.enumerate():
         if isinstance(thread, Writer):
             thread.join()  # it writes the packed weights, at the first start with a model
