@@ -19,7 +19,7 @@ class Work:
             `new` steps; "start": commands from the shell; "guesses": our own text, with and without
     model   a file that setup.py makes, or "S" for the default model
     window  ours alone: llama.cpp reads every key
-    fresh   a process for each run; False for one that waits while others run, so that a pair's two runs follow each other:
+    fresh   a process for each run; False for one that waits while others run, so that a pair's runs follow each other:
             where filling a cache takes longer than what is measured, and where memory is the limit, whose speed drifts
     """
 
