@@ -63,7 +63,7 @@ class One:
             vocab_size=8, hidden_size=E, intermediate_size=F, num_layers=1, num_heads=H, num_kv_heads=K, head_dim=D,
             rms_norm_eps=1e-5, rope_theta=1e4, windows=(None,), context_length=64, tie_embeddings=True, eos_ids=(),
         )  # fmt: skip
-        self.arrays = Arrays.make(config, T, whole=True)._asdict()
+        self.arrays = Arrays.make(config, T)._asdict()
         self.arrays["x"][:] = rng.standard_normal((T, E), np.float32)
         angles = rng.standard_normal((T, D // 2)).astype(np.float32)
         spans = np.array([0, 0], np.int32), np.array([T - T // 3, T // 3], np.int32)

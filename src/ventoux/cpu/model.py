@@ -50,13 +50,14 @@ class Arrays(NamedTuple):
     up: Float32  # [T, F]
 
     @classmethod
-    def make(cls, config: ModelConfig, T: int, *, whole: bool) -> "Arrays":
-        """Of one block of memory, which the system has back with the last of them. `whole`: all rows will be used."""
+    def make(cls, config: ModelConfig, T: int) -> "Arrays":
+        """Of one block of memory, which the system has back with the last of them."""
         E, F, D = config.hidden_size, config.intermediate_size, config.head_dim
         queries, keys = config.num_heads * D, config.num_kv_heads * D
         widths = (E, E, queries, keys, keys, queries, F, F)
         ends = T * np.cumsum(widths)
-        numbers = _kernels.pages(4 * int(ends[-1]), whole).view(np.float32)
+        prompt = T > KEPT  # all of its rows are used; of what is kept, a step uses some
+        numbers = _kernels.pages(4 * int(ends[-1]), prompt).view(np.float32)
         return cls(*(part.reshape(T, -1) for part in np.split(numbers, ends[:-1])))
 
 
@@ -105,7 +106,7 @@ class Backend:
         self.step_bytes = sum(weight.nbytes for weight in weights.values())  # the embedding's rows come from its file
         self._products = self._products_of([t.format for t in matrices])
         self._inverse_frequencies = inverse_frequencies(config)
-        self._kept = Arrays.make(config, KEPT, whole=False)
+        self._kept = Arrays.make(config, KEPT)
         self._looked_up = 0
         self._adapters = Adapters(config, self._pack)
         mapped.release_files(tensor.data for tensor in tensors.values())
@@ -198,7 +199,7 @@ class Backend:
         """The residual stream behind the last layer, [T, E], in memory that the next pass may write to."""
         adapted = [Adapted(self._pool, pairs, rows) for pairs, rows in self._adapters.of(batch)]
         c, T = self.config, len(batch)
-        arrays = Arrays(*(array[:T] for array in self._kept)) if T <= KEPT else Arrays.make(c, T, whole=True)
+        arrays = Arrays(*(array[:T] for array in self._kept)) if T <= KEPT else Arrays.make(c, T)
         self._embed(batch.ids, arrays.x)
         cos, sin = rotary(self._inverse_frequencies, batch.positions)
         on_its_way = _kernels.Pass(self._pool, cache, *arrays, cos, sin, *cache.write(batch))
