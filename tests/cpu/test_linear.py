@@ -63,20 +63,37 @@ def test_a_row_does_not_depend_on_its_neighbours(isa, format, compute):
 
 
 @pytest.mark.parametrize("format", BLOCKS)
+@pytest.mark.parametrize(("rows", "columns", "tokens"), [(16, 256, 17), (50, 768, 265), (129, 256, 530)])
+def test_many_tokens_equal_few(isa, format, rows, columns, tokens):
+    """Of shapes that fill no block: an odd number of panels, groups behind the last strip, tokens behind the last tile."""
+    rng = np.random.default_rng(5)
+    pool = _kernels.Pool(2, isa)
+    weight = _kernels.Weight(pool, format, columns, tiny.random_blocks(rng, rows, columns, format=format))
+    x = (rng.standard_normal((tokens, columns)) ** 3).astype(np.float32)
+    many = np.full((tokens, rows), 1, np.float32)
+    _kernels.linear(pool, x, [weight], [many], True, "mixed")
+    for first in range(0, tokens, 16):
+        few = np.full((min(16, tokens - first), rows), 1, np.float32)
+        _kernels.linear(pool, x[first : first + 16].copy(), [weight], [few], True, "mixed")
+        np.testing.assert_array_equal(many[first : first + 16], few)
+
+
+@pytest.mark.parametrize("format", BLOCKS)
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
-def test_what_stands_out_is_counted_where_it_stands(isa, format, share):
+@pytest.mark.parametrize("rows", [14, 33])  # the second is multiplied with half the multiplications, where weights have 4 bits
+def test_what_stands_out_is_counted_where_it_stands(isa, format, share, rows):
     """High parts are multiplied token by token or tile by tile: each counts once, in its own row and group."""
     packed, exact = weights(format)
     pool, rng = _kernels.Pool(2, isa), np.random.default_rng(3)
     weight = _kernels.Weight(pool, format, COLUMNS, packed)
-    x = rng.choice(np.float32([-1, 1]), (14, COLUMNS))
-    groups = x.reshape(14, -1, 32)
+    x = rng.choice(np.float32([-1, 1]), (rows, COLUMNS))
+    groups = x.reshape(rows, -1, 32)
     out = rng.random(groups.shape[:2]) < share
-    out[:, ::7] |= rng.random((14, 1)) < 0.5  # groups in which most rows of a tile stand out
+    out[:, ::7] |= rng.random((rows, 1)) < 0.5  # groups in which most rows of a tile stand out
     groups[out, 5] *= 100
     together, expected = product(pool, weight, x, compute="mixed"), x @ exact.T
     assert np.abs(together - expected).max() < 1e-3 * expected.std()  # of 16 bits; a part lost or counted twice: 1
-    for row in range(14):
+    for row in range(rows):
         np.testing.assert_array_equal(product(pool, weight, x[row : row + 1].copy(), compute="mixed")[0], together[row])
 
 
@@ -93,14 +110,15 @@ def test_adding_and_several_weights_at_once(isa):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, 17])
-def test_facts_20_what_is_not_a_number_is_not_lost(isa, bad, at):
+@pytest.mark.parametrize(("rows", "compute"), [(2, "int16"), (2, "mixed"), (20, "mixed")])
+def test_facts_20_what_is_not_a_number_is_not_lost(isa, bad, at, rows, compute):
     """A maximum may drop NaN; the logits must show it, so that it can be reported."""
     packed, _ = weights("Q4_0")
     pool = _kernels.Pool(1, isa)
-    x = np.ones((2, COLUMNS), np.float32)
+    x = np.ones((rows, COLUMNS), np.float32)
     x[1, at] = bad
-    y = product(pool, _kernels.Weight(pool, "Q4_0", COLUMNS, packed), x, compute="int16")
-    assert np.isfinite(y[0]).all()
+    y = product(pool, _kernels.Weight(pool, "Q4_0", COLUMNS, packed), x, compute=compute)
+    assert np.isfinite(np.delete(y, 1, 0)).all()
     assert not np.isfinite(y[1]).any()
 
 

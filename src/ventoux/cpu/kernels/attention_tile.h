@@ -16,10 +16,24 @@ inline Floats load_kv(const uint8_t* p, size_t index) {
   return load_i8(p + index);
 }
 
+// Few queries wait for keys and values. What is asked for while these keys are multiplied: their values, so many bytes behind the keys,
+// and the next keys. Pages follow each other in an order that the core's own prefetching does not know.
+constexpr int kFewQueries = 4;
+struct Ahead {
+  size_t values;
+  const uint8_t* const* next;
+};
+
 // Adds q . components [first, last) of the keys of P panels, 16 lanes each: q is [D][Q], keys [D][16].
 template <KvType kv, int Q, int P>
-inline void add_products(const float* q, const uint8_t* const* panels, int first, int last, Floats (&sum)[Q][P]) {
+inline void add_products(const float* q, const uint8_t* const* panels, const Ahead& ahead, int first, int last, Floats (&sum)[Q][P]) {
   for (int d = first; d < last; d++) {
+    constexpr int row = kPanel * int(kv_bytes(kv));  // bytes, of one component's keys
+    if (Q <= kFewQueries && d % (64 / row) == 0)
+      for (int p = 0; p < P; p++) {
+        __builtin_prefetch(panels[p] + ahead.values + d * row, 0, 2);  // to L2: L1 has other lines to wait for
+        __builtin_prefetch(ahead.next[p] + d * row, 0, 2);
+      }
     Floats key[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; p++) key[p] = load_kv<kv>(panels[p], size_t(d) * kPanel);
@@ -41,11 +55,11 @@ inline void clear(Floats (&sum)[Q][P]) {
 // to[Q][kBlock] = q . keys of P panels. Behind q stand the sums of each 16 components, [D / 16][Q]: what a middle is multiplied
 // with.
 template <KvType kv, int Q, int P>
-inline void score(const float* q, const uint8_t* const* panels, int D, float* to) {
+inline void score(const float* q, const uint8_t* const* panels, const Ahead& ahead, int D, float* to) {
   Floats sum[Q][P];
   if constexpr (kv != KvType::I8) {
     clear(sum);
-    add_products<kv>(q, panels, 0, D, sum);
+    add_products<kv>(q, panels, ahead, 0, D, sum);
     for (int p = 0; p < P; p++)
       for (int i = 0; i < Q; i++) store(to + i * kBlock + p * kPanel, sum[i][p]);
     return;
@@ -54,7 +68,7 @@ inline void score(const float* q, const uint8_t* const* panels, int D, float* to
   const float* sums = q + size_t(padded) * Q;
   for (int d = 0; d < D; d += kPanel) {
     clear(sum);
-    add_products<kv>(q, panels, d, d + kPanel < D ? d + kPanel : D, sum);
+    add_products<kv>(q, panels, ahead, d, d + kPanel < D ? d + kPanel : D, sum);
     for (int p = 0; p < P; p++) {
       const uint16_t* scales = (const uint16_t*)(panels[p] + size_t(kPanel) * padded) + size_t(d) * 2;
       const Floats scale = load_half(scales), middle = load_half(scales + kPanel);
@@ -160,9 +174,12 @@ inline void attend_tile(const AttentionShape& s, const Seen* sees, const float* 
   }
   int panel = any.low / kPanel;
   const int end = round_up(any.high) / kPanel;
-  for (; panel + kBeside<Q> <= end; panel += kBeside<Q>)
-    score<kv, Q, kBeside<Q>>(q, panels + panel, s.head_dim, scores + panel * kPanel);
-  for (; panel < end; panel++) score<kv, Q, 1>(q, panels + panel, s.head_dim, scores + panel * kPanel);
+  constexpr int beside = kBeside<Q>;
+  const size_t values = key_bytes(s);
+  for (; panel + beside <= end; panel += beside)
+    score<kv, Q, beside>(q, panels + panel, {values, panels + (panel + 2 * beside <= end ? panel + beside : panel)}, s.head_dim,
+                         scores + panel * kPanel);
+  for (; panel < end; panel++) score<kv, Q, 1>(q, panels + panel, {values, panels + panel}, s.head_dim, scores + panel * kPanel);
   for (int i = 0; i < Q; i++) {
     if (sees[i].low >= sees[i].high) continue;
     float* row = scores + i * kBlock;

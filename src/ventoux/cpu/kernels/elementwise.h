@@ -49,5 +49,16 @@ inline void swiglu(float* gate, const float* up, size_t n) {
   for (size_t j = i; j < n; j++) gate[j] = rest_gate[j - i];
 }
 
+// Writes a panel's 16 results; the last panel of a matrix may have fewer rows.
+inline void finish(float* y, int lanes, bool add_to, Floats sum) {
+  if (lanes >= kPanel) {
+    store(y, add_to ? add(load(y), sum) : sum);
+    return;
+  }
+  float all[kPanel];
+  store(all, sum);
+  for (int i = 0; i < lanes; i++) y[i] = add_to ? y[i] + all[i] : all[i];
+}
+
 }  // namespace
 }  // namespace ventoux

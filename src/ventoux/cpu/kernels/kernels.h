@@ -31,7 +31,8 @@ enum class Rounding : int { None, Int16, Mixed };
 //              scale  [tile][group][token of the tile]: an activation is (low + 256 high) * scale
 //              sum    [tile][group][token of the tile], the group's sum: what a weight's minimum is multiplied with
 //              start  instead of `sum` where quants have an offset: what the group's sum of products begins with,
-//                     -offset * (sum of the group's integers), so that it ends as that of the quants without the offset
+//                     -offset * (sum of the group's integers), so that it ends as that of the quants without the offset.
+//                     In crossed forms always, of many tokens with the activations' part that crossed.h needs
 //              wide   [tile][group]: bit t for token t of the tile, whose high part is not 0; all bits where many would be set
 //   bf16:      low    [tile][column / 2][token of the tile], two bf16 in an int32: of columns 0 and 1, 2 and 3, ...
 //   in pairs:  low    [tile][group][column / 2][token of the tile], two int16 in an int32: of columns 0 and 2, 1 and 3, ...
@@ -46,7 +47,10 @@ struct Form {  // how activations are regrouped for weights of a format
   int group;   // columns that share a scale; 0 for floats, which are bf16 in pairs
   bool pairs;
   int offset;  // of the weights' quants: a weight is scale * (quant - offset), or scale * quant - minimum where it is 0
-  bool operator==(const Form& other) const { return group == other.group && pairs == other.pairs && offset == other.offset; }
+  bool crossed;  // many tokens are multiplied as crossed.h says, which leaves 8 bits a smaller range
+  bool operator==(const Form& other) const {
+    return group == other.group && pairs == other.pairs && offset == other.offset && crossed == other.crossed;
+  }
 };
 struct Activations {
   int tokens, columns;
@@ -131,7 +135,7 @@ struct Kernels {
   // y[:, 16 * panel ...] (+)= x . w for panels [panel0, panel1); y has w.rows columns. `scratch`: kScratchBytes.
   void (*linear)(const Matrix& w, const Activations& x, float* y, bool add, int panel0, int panel1, uint8_t* scratch);
   // y[:, 16 * panel ...] = silu(gate . x) * (up . x), of two matrices of one format and shape, for so many tokens as `gates` says yes to.
-  void (*gated)(const Matrix& gate, const Matrix& up, const Activations& x, float* y, int panel0, int panel1);
+  void (*gated)(const Matrix& gate, const Matrix& up, const Activations& x, float* y, int panel0, int panel1, uint8_t* scratch);
   bool (*gates)(Format, Form, int tokens);
   // y = x / rms(x) * weight for one row.
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* y);
@@ -150,7 +154,7 @@ struct Kernels {
 };
 
 constexpr int kWidestTile = 12;              // tokens; regrouping splits its work at multiples of it
-constexpr size_t kScratchBytes = 96 * 1024;  // for a thread: unpacked weights in L1, sums in L2
+constexpr size_t kScratchBytes = 160 * 1024;  // for a thread: unpacked weights in L1, sums in L2
 
 // Floats that n queries' findings take: a maximum and a sum in 16 lanes for each tile, and D sums for each query. A tile
 // may hold a single query.

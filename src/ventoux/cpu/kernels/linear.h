@@ -5,7 +5,7 @@
 #pragma once
 
 #include "bf16.h"
-#include "elementwise.h"
+#include "crossed.h"
 
 namespace ventoux {
 namespace {
@@ -15,7 +15,6 @@ constexpr int kStripColumns = 256;  // 16 KiB of unpacked floats
 constexpr int kTokenBlock = 10 * kWidestTile, kPanelBlock = 8;
 constexpr size_t kBlockBytes = 384 * 1024;  // of panels that stay in L2 beside a tile of tokens
 constexpr size_t kLotBytes = 4 << 20;       // of tokens that stay in L3, for the most part
-constexpr int kFewTokens = 16;  // their columns stay in L2 whole: panels one by one, so that weights are read in order
 
 struct Scratch {
   union {
@@ -25,17 +24,6 @@ struct Scratch {
   alignas(64) float partial[kPanelBlock][kTokenBlock * kPanel];
 };
 static_assert(sizeof(Scratch) <= kScratchBytes, "kScratchBytes is too small");
-
-// Writes a panel's 16 results; the last panel of a matrix may have fewer rows.
-inline void finish(float* y, int lanes, bool add_to, Floats sum) {
-  if (lanes >= kPanel) {
-    store(y, add_to ? add(load(y), sum) : sum);
-    return;
-  }
-  float all[kPanel];
-  store(all, sum);
-  for (int i = 0; i < lanes; i++) y[i] = add_to ? y[i] + all[i] : all[i];
-}
 
 // --- quantized activations ---
 
@@ -198,7 +186,9 @@ inline void panels_of(const Matrix& w, const Matrix& up, const Activations& x, f
 }
 
 template <Format f>
-inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, Scratch& scratch) {
+inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, uint8_t* scratch) {
+  if constexpr (can_cross<f>)
+    if (crosses(x.form, x.tokens)) return crossed_of<f, false>(w, w, x, y, add_to, panel0, panel1, *(CrossedScratch*)scratch);
   if (from_panels<f>(x.form, x.tokens)) {
     if constexpr (layout(f).bits > 0 || (f == Format::BF16 && kHasBf16)) panels_of<f, false>(w, w, x, y, add_to, panel0, panel1);
     return;
@@ -212,7 +202,7 @@ inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_
     const int token1 = t + kTokenBlock < x.tokens ? t + kTokenBlock : x.tokens;
     const int step = x.tokens <= kFewTokens ? 1 : kPanelBlock;
     for (int p = panel0; p < panel1; p += step)
-      block_of<f>(w, x, y, add_to, p, p + step < panel1 ? p + step : panel1, t, token1, scratch);
+      block_of<f>(w, x, y, add_to, p, p + step < panel1 ? p + step : panel1, t, token1, *(Scratch*)scratch);
   }
 }
 
@@ -242,7 +232,7 @@ inline auto of_format(Format format, Visit visit) {
 }
 
 inline void linear(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, uint8_t* scratch) {
-  of_format(w.format, [&](auto f) { linear_of<f.value>(w, x, y, add_to, panel0, panel1, *(Scratch*)scratch); });
+  of_format(w.format, [&](auto f) { linear_of<f.value>(w, x, y, add_to, panel0, panel1, scratch); });
 }
 
 // Few tokens wait for weights, which come faster in the order in which they lie than from two places in turns.
@@ -250,9 +240,11 @@ inline bool gates(Format format, Form form, int tokens) {
   return tokens > kFewTokens && of_format(format, [&](auto f) { return from_panels<f.value>(form, tokens); });
 }
 
-inline void gated(const Matrix& gate, const Matrix& up, const Activations& x, float* y, int panel0, int panel1) {
+inline void gated(const Matrix& gate, const Matrix& up, const Activations& x, float* y, int panel0, int panel1, uint8_t* scratch) {
   of_format(gate.format, [&](auto f) {
     constexpr Format format = f.value;
+    if constexpr (can_cross<format>)
+      if (crosses(x.form, x.tokens)) return crossed_of<format, true>(gate, up, x, y, false, panel0, panel1, *(CrossedScratch*)scratch);
     if constexpr (layout(format).bits > 0 || (format == Format::BF16 && kHasBf16))
       panels_of<format, true>(gate, up, x, y, false, panel0, panel1);
   });

@@ -39,8 +39,8 @@ Activations place(int tokens, int columns, Form form, uint8_t*& at) {
   const size_t groups = n / size_t(form.group);
   a.low = (int32_t*)take(form.pairs ? 2 * n : n);
   a.scale = (float*)take(groups * 4);
-  if (form.offset) a.start = (int32_t*)take(groups * 4);
-  else a.sum = (float*)take(groups * 4);
+  if (form.offset || form.crossed) a.start = (int32_t*)take(groups * 4);
+  if (!form.offset) a.sum = (float*)take(groups * 4);
   if (!form.pairs) {
     a.high = (int32_t*)take(n);
     a.wide = (uint16_t*)take(groups * 2);
@@ -52,7 +52,7 @@ size_t placed_bytes(int tokens, int columns, Form form) {
   const size_t n = size_t(tokens) * size_t(columns);
   if (form.group == 0) return padded(form.pairs ? size_t(tokens) * (size_t(columns + 1) / 2) * 4 : n * 4);
   const size_t groups = n / size_t(form.group);
-  const size_t always = padded(form.pairs ? 2 * n : n) + 2 * padded(groups * 4);
+  const size_t always = padded(form.pairs ? 2 * n : n) + (!form.offset && form.crossed ? 3 : 2) * padded(groups * 4);
   return form.pairs ? always : always + padded(n) + padded(groups * 2);
 }
 
@@ -85,7 +85,8 @@ void linear(Pool& pool, const float* x, int tokens, int columns, const Product* 
   // All products in one run: a thread that is done with the first goes on with the second. Each has ceil(panels / step) parts.
   int panels = 0, parts = 0;
   for (const Product* p = products; p < products + count; p++) panels += p->weight->matrix().panels;
-  const int step = std::max(1, panels / (pool.threads() * kPartsPerThread));
+  // An even number of panels, for some kernels take two at once.
+  const int step = std::max(2, panels / (pool.threads() * kPartsPerThread) / 2 * 2);
   for (const Product* p = products; p < products + count; p++) parts += (p->weight->matrix().panels + step - 1) / step;
   for (int i = 0; i < pool.threads(); i++) pool.scratch(i, kScratchBytes);
   pool.run(parts, [&](int part, int thread) {
@@ -110,8 +111,10 @@ void gated(Pool& pool, const float* x, int tokens, int columns, const Weight& ga
   }
   uint8_t* memory = pool.shared(placed_bytes(tokens, columns, form));
   const Activations a = regrouped(pool, x, tokens, columns, form, rounding, memory);
-  run_parts(pool, gate.matrix().panels, 1,
-            [&](int first, int last, int) { kernels.gated(gate.matrix(), up.matrix(), a, y, first, last); });
+  for (int i = 0; i < pool.threads(); i++) pool.scratch(i, kScratchBytes);
+  run_parts(pool, gate.matrix().panels, 1, [&](int first, int last, int thread) {
+    kernels.gated(gate.matrix(), up.matrix(), a, y, first, last, pool.scratch(thread, kScratchBytes));
+  });
 }
 
 void rms_norm(Pool& pool, const float* x, const float* weight, float eps, int rows, int columns, float* y) {

@@ -10,8 +10,8 @@ namespace {
 // the core's own prefetching stops at each page. A panel's end is followed by the next panel, which is next.
 constexpr int kAhead = 2048;
 template <Format f>
-inline void fetch_ahead(const uint8_t* quants) {
-  for (int i = 0; i < layout(f).group_bytes(); i += 64) __builtin_prefetch(quants + kAhead + i);
+inline void fetch_ahead(const uint8_t* quants, ptrdiff_t ahead = kAhead) {
+  for (int i = 0; i < layout(f).group_bytes(); i += 64) __builtin_prefetch(quants + ahead + i);
 }
 
 constexpr int kStripGroups = 32;  // of a panel that go together

@@ -1,58 +1,77 @@
 // Activations, regrouped for the kernels and, for block formats, quantized to int8: kernels.h has the layout.
 #pragma once
 
+#include "crossed.h"
 #include "tiles.h"
 
 namespace ventoux {
 namespace {
 
-// A group is wide when its largest activation is more than this many times the row's root mean square. Lower is slower and
-// more exact: docs/performance.md has the figures that this one was chosen by.
+// A group is wide when its largest activation is more than this many times the row's root mean square, or as much less as its
+// 8 bits hold less than 127. Lower is slower and more exact: docs/performance.md has the figures that this one was chosen by.
 constexpr float kOrdinary = 1.75f;
 
-// Over which magnitude a row's activations make their groups wide.
-inline float wide_above(const float* row, size_t columns, Rounding rounding) {
-  if (rounding == Rounding::Int16) return -1;
-  Floats squares = splat(0);
-  for (size_t c = 0; c < columns; c += kPanel) squares = fma(load(row + c), load(row + c), squares);
-  return kOrdinary * __builtin_sqrtf(reduce_add(squares) / float(columns));
+// A row as a whole: over which magnitude its activations make their groups wide, and whether all of them are numbers for sure.
+struct Row {
+  float ordinary;
+  bool finite;
+};
+inline Row row_of(const float* row, size_t columns, Rounding rounding, int limit) {
+  Floats squares = splat(0), more = splat(0);  // two sums, for each addition waits for the last
+  size_t c = 0;
+  for (; c + 2 * kPanel <= columns; c += 2 * kPanel) {
+    squares = fma(load(row + c), load(row + c), squares);
+    more = fma(load(row + c + kPanel), load(row + c + kPanel), more);
+  }
+  for (; c < columns; c += kPanel) squares = fma(load(row + c), load(row + c), squares);
+  const float sum = reduce_add(add(squares, more));
+  const float ordinary = kOrdinary * float(limit) / 127 * __builtin_sqrtf(sum / float(columns));
+  return {rounding == Rounding::Int16 ? -1 : ordinary, sum * 0 == 0};
 }
 
-// One group of one token; `sum` is that of its integers.
+// One group of one token; `sum`, in 16 lanes, is that of its integers, below 2^24 and so exact.
+template <int group>
 struct Quantized {
-  alignas(32) int8_t low[32], high[32];
+  alignas(32) int8_t low[group], high[group];
   float scale;
-  int sum;
+  Floats sum;
   bool wide;
 };
 
-inline Quantized quantize_group(const float* x, int group, float ordinary) {
-  Quantized to;
-  Floats peak = abs(load(x)), all = load(x);
-  if (group == 32) peak = max(peak, abs(load(x + 16))), all = add(all, load(x + 16));
+// `limit`: the largest magnitude of either part.
+template <int group>
+inline Quantized<group> quantize_group(const float* x, Row row, int limit) {
+  static_assert(group == 16 || group == 32, "one vector or two");
+  constexpr int last = group - 16;
+  Quantized<group> to;
+  const Floats a = load(x), b = load(x + last);
   // NaN and infinity (which 0 turns into NaN, and a maximum may lose) go on to the logits, where they are reported.
-  if (reduce_add(mul(all, splat(0))) != 0) {
-    to = {};
+  if (!row.finite && reduce_add(mul(add(a, b), splat(0))) != 0) {
+    to = Quantized<group>{};
     to.scale = __builtin_nanf("");
     return to;
   }
-  const float most = reduce_max(peak);
-  to.wide = most > ordinary;
-  const float largest = to.wide ? 127 * 256 + 127 : 127;
+  const float most = reduce_max(max(abs(a), abs(b)));
+  to.wide = most > row.ordinary;
+  const float largest = float(to.wide ? limit * 256 + limit : limit);
   to.scale = most / largest;
-  // What is so small counts as 0: its inverse would overflow. No branch on `wide`, which nothing foretells.
-  const Floats inverse = splat(most > 1e-30f ? largest / most : 0), limit = splat(127);
+  // What is so small counts as 0: its inverse would overflow.
+  const Floats inverse = splat(most > 1e-30f ? largest / most : 0), end = splat(float(limit)), start = splat(-float(limit));
   const Floats to_high = splat(to.wide ? 1.0f / 256 : 0);
-  Floats sum = splat(0);  // whole numbers below 2^24: exact
-  for (int i = 0; i < group; i += 16) {
-    const Floats whole = mul(load(x + i), inverse), above = round(mul(whole, to_high));
-    // -128 .. 128; the ends are cut to what every kernel can multiply, an error of one in 32,639.
-    const Floats rest = min(max(round(fnma(above, splat(256), whole)), sub(splat(0), limit)), limit);
-    store_int8(to.high + i, above);
-    store_int8(to.low + i, rest);
-    sum = add(sum, fma(above, splat(256), rest));
+  const auto high_of = [&](Floats whole) { return round(mul(whole, to_high)); };
+  // -128 .. 128; the ends are cut to what every kernel can multiply, an error of one in 32,639, or of 8 (kCrossedLimit).
+  const auto low_of = [&](Floats whole, Floats high) { return min(max(round(fnma(high, splat(256), whole)), start), end); };
+  const Floats whole = mul(a, inverse), high = high_of(whole), low = low_of(whole, high);
+  to.sum = fma(high, splat(256), low);
+  if constexpr (group == 16) {
+    store_int8(to.high, high);
+    store_int8(to.low, low);
+  } else {
+    const Floats behind = mul(b, inverse), high_behind = high_of(behind), low_behind = low_of(behind, high_behind);
+    to.sum = add(to.sum, fma(high_behind, splat(256), low_behind));
+    store_int8(to.high, high, high_behind);
+    store_int8(to.low, low, low_behind);
   }
-  to.sum = int(reduce_add(sum));
   return to;
 }
 
@@ -66,42 +85,43 @@ inline uint16_t wide_tokens(const bool* wide) {
 }
 
 // A token's words of a group, next to those of the tile's others.
-template <int MT>
-inline void place_parts(const Quantized& group, int words, int32_t* low, int32_t* high) {
-  int32_t quads[8];
-  __builtin_memcpy(quads, group.low, sizeof quads);
-  for (int j = 0; j < words; j++) low[j * MT] = quads[j];
-  __builtin_memcpy(quads, group.high, sizeof quads);
-  for (int j = 0; j < words; j++) high[j * MT] = quads[j];
+template <int MT, int group>
+inline void place_parts(const Quantized<group>& from, int32_t* low, int32_t* high) {
+  int32_t quads[group / 4];
+  __builtin_memcpy(quads, from.low, sizeof quads);
+  for (int j = 0; j < group / 4; j++) low[j * MT] = quads[j];
+  __builtin_memcpy(quads, from.high, sizeof quads);
+  for (int j = 0; j < group / 4; j++) high[j * MT] = quads[j];
 }
-template <int MT>
-inline void place_pairs(const Quantized& group, int columns, int32_t* pairs) {
-  const auto at = [&](int i) { return uint32_t(256 * group.high[i] + group.low[i]); };
-  for (int i = 0; i < columns; i += 4, pairs += 2 * MT) {
+template <int MT, int group>
+inline void place_pairs(const Quantized<group>& from, int32_t* pairs) {
+  const auto at = [&](int i) { return uint32_t(256 * from.high[i] + from.low[i]); };
+  for (int i = 0; i < group; i += 4, pairs += 2 * MT) {
     pairs[0] = int32_t((at(i) & 0xffff) | at(i + 2) << 16);
     pairs[MT] = int32_t((at(i + 1) & 0xffff) | at(i + 3) << 16);
   }
 }
 
-template <int MT>
+template <int MT, int group, bool crossed>
 inline void regroup_quantized(const float* x, const Activations& to, Rounding rounding, int token) {
-  const size_t columns = size_t(to.columns);
-  const int group_size = to.form.group, words = group_size / 4;
-  const size_t groups = columns / size_t(group_size);
-  float ordinary[MT];
-  for (int t = 0; t < MT; t++)
-    ordinary[t] = wide_above(x + (token + t) * columns, columns, to.form.pairs ? Rounding::Int16 : rounding);
+  constexpr int words = group / 4;
+  const size_t columns = size_t(to.columns), groups = columns / group;
+  const int limit = to.form.crossed ? kCrossedLimit : 127;
+  Row rows[MT];
+  for (int t = 0; t < MT; t++) rows[t] = row_of(x + (token + t) * columns, columns, to.form.pairs ? Rounding::Int16 : rounding, limit);
   for (size_t g = 0; g < groups; g++) {
     const size_t at = token * groups + g * MT;
     bool wide[MT];
     for (int t = 0; t < MT; t++) {
-      const Quantized group = quantize_group(x + (token + t) * columns + g * group_size, group_size, ordinary[t]);
-      to.scale[at + t] = group.scale;
-      if (to.start) to.start[at + t] = -to.form.offset * group.sum;
-      else to.sum[at + t] = group.scale * float(group.sum);
-      wide[t] = group.wide;
-      if (to.form.pairs) place_pairs<MT>(group, group_size, to.low + 2 * at * words + t);
-      else place_parts<MT>(group, words, to.low + at * words + t, to.high + at * words + t);
+      const Quantized<group> made = quantize_group<group>(x + (token + t) * columns + g * group, rows[t], limit);
+      to.scale[at + t] = made.scale;
+      if constexpr (kHasCrossed && crossed)
+        to.start[at + t] = crossed_start<crossed ? Format::Q4_0 : Format::F32>(made.low, made.high, to.form.offset);
+      else if (to.start) to.start[at + t] = -to.form.offset * int(reduce_add(made.sum));
+      if (to.sum) to.sum[at + t] = made.scale * reduce_add(made.sum);
+      wide[t] = made.wide;
+      if (to.form.pairs) place_pairs<MT>(made, to.low + 2 * at * words + t);
+      else place_parts<MT>(made, to.low + at * words + t, to.high + at * words + t);
     }
     if (!to.form.pairs) to.wide[at] = wide_tokens<MT>(wide);
   }
@@ -144,8 +164,12 @@ inline void regroup_bf16(const float* x, const Activations& to, int token) {
 }
 
 inline void regroup(const float* x, const Activations& to, Rounding rounding, int first, int last) {
-  if (to.form.group) {
-    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value>(x, to, rounding, t); });
+  if (crosses(to.form, to.tokens)) {
+    for_each_tile<kCrossedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value, 32, true>(x, to, rounding, t); });
+  } else if (to.form.group == 32) {
+    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value, 32, false>(x, to, rounding, t); });
+  } else if (to.form.group == 16) {
+    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value, 16, false>(x, to, rounding, t); });
   } else if (to.form.pairs) {
     for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_bf16<decltype(size)::value>(x, to, t); });
   } else {

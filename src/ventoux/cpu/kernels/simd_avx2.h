@@ -23,6 +23,10 @@ constexpr bool multiplies_bf16() { return false; }
 constexpr bool kHasBf16 = false;
 template <Format f>
 struct Bf16;  // of simd_avx512.h alone
+constexpr bool kHasCrossed = false;
+constexpr bool adds_beside() { return false; }
+template <Format f>
+struct Crossed;  // of simd_avx512.h alone
 constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
 // Bits of weights that are multiplied with 16 bits of an activation at once: for vpmaddubsw signed bytes would need their
 // signs moved to the activations, and widening for each product, which takes as long.
@@ -95,7 +99,14 @@ inline __m256 power_of_two(__m256 n) {
 }
 // 2^n for whole n in [-126, 127].
 inline Floats power_of_two(Floats n) { return {power_of_two(n.a), power_of_two(n.b)}; }
-// 16 floats of magnitude at most 127, rounded to int8.
+// 32 or 16 floats of magnitude at most 127, rounded to int8.
+inline void store_int8(int8_t* p, Floats x, Floats y) {
+  const __m256i first = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
+  const __m256i second = _mm256_packs_epi32(_mm256_cvtps_epi32(y.a), _mm256_cvtps_epi32(y.b));
+  // Of each eight columns four are in either half.
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256((__m256i*)p, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(first, second), order));
+}
 inline void store_int8(int8_t* p, Floats x) {
   const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
   const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);

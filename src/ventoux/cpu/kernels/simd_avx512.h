@@ -88,6 +88,10 @@ inline Floats power_of_two(Floats n) {
 inline void store_int8(int8_t* p, Floats x) {
   _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.v)));
 }
+inline void store_int8(int8_t* p, Floats x, Floats y) {
+  const auto bytes = [](Floats z) { return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(z.v)); };
+  _mm256_storeu_si256((__m256i*)p, _mm256_inserti128_si256(_mm256_castsi128_si256(bytes(x)), bytes(y), 1));
+}
 
 // 64 bytes: four columns of each of 16 rows.
 struct Bytes {
@@ -122,6 +126,43 @@ inline Ints add_256(Ints x, Ints y) { return {_mm512_add_epi32(x.v, _mm512_slli_
 template <int kBits>
 struct Straight {
   static Ints add(Ints sum, Bytes w, int32_t quad) { return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(quad))}; }
+};
+
+// What crossed.h multiplies with, where bytes are added beside products: on AMD's processors, from Zen 4 on. Intel's have two ports
+// for all of it.
+inline bool adds_beside() {
+#ifdef VENTOUX_EMULATE_AVX512
+  return true;
+#else
+  return __builtin_cpu_is("amd");
+#endif
+}
+constexpr bool kHasCrossed = true;
+template <Format f>
+struct Crossed {
+  static Bytes splat(int8_t x) { return {_mm512_set1_epi8(x)}; }
+  static Bytes splat_word(int32_t x) { return {_mm512_set1_epi32(x)}; }
+  static Bytes add(Bytes x, Bytes y) { return {_mm512_add_epi8(x.v, y.v)}; }
+  static Ints add(Ints x, Ints y) { return {_mm512_add_epi32(x.v, y.v)}; }
+  static Ints minus(Ints x) { return {_mm512_sub_epi32(_mm512_setzero_si512(), x.v)}; }
+  // Of 32 int8, low and 256 times high: the sum of (x + up) (y + down) for each even word x and the odd one y behind it, and
+  // `offset` times all of them.
+  static int of_activations(const int8_t* low, const int8_t* high, int up, int down, int offset) {
+    const auto part = [=](const int8_t* p) {
+      const __m256i all = _mm256_load_si256((const __m256i*)p);
+      const __m256i x = _mm256_add_epi8(all, _mm256_set1_epi8(char(up)));
+      const __m256i y = _mm256_add_epi8(_mm256_shuffle_epi32(all, _MM_SHUFFLE(2, 3, 0, 1)), _mm256_set1_epi8(char(down)));
+      const __m256i even = _mm256_blend_epi32(_mm256_setzero_si256(), x, 0x55);
+      return _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(_mm256_setzero_si256(), even, y), _mm256_set1_epi8(char(offset)), all);
+    };
+    const __m256i eight = _mm256_add_epi32(part(low), _mm256_slli_epi32(part(high), 8));
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
+  }
+  static Ints add_products(Ints sum, Bytes is_unsigned, Bytes is_signed) {
+    return {_mm512_dpbusd_epi32(sum.v, is_unsigned.v, is_signed.v)};
+  }
 };
 
 // Products of bf16, two columns of 16 rows at once; of AVX512_BF16, which not every machine with AVX-512 has. Numbers below 1e-38

@@ -23,6 +23,10 @@ constexpr bool multiplies_bf16() { return false; }
 constexpr bool kHasBf16 = false;
 template <Format f>
 struct Bf16;  // of simd_avx512.h alone
+constexpr bool kHasCrossed = false;
+constexpr bool adds_beside() { return false; }
+template <Format f>
+struct Crossed;  // of simd_avx512.h alone
 constexpr int kSignedOffset = 0;
 constexpr bool in_pairs(int) { return false; }
 constexpr bool straight(int) { return false; }
@@ -82,6 +86,10 @@ inline float power_of_two(float n) { return from_bits(to_bits(n + (12582912.0f +
 inline Floats power_of_two(const Floats& n) { Floats r; LANES r.v[i] = power_of_two(n.v[i]); return r; }
 // 16 floats of magnitude at most 127, rounded to int8.
 inline void store_int8(int8_t* p, const Floats& x) { const Floats whole = round(x); LANES p[i] = int8_t(whole.v[i]); }
+inline void store_int8(int8_t* p, const Floats& x, const Floats& y) {
+  store_int8(p, x);
+  store_int8(p + kPanel, y);
+}
 
 // 64 bytes: four columns of each of 16 rows; a row's columns 0 and 1 are one 16-bit number (the low byte first), 2 and
 // 3 the next. Vector types of GCC and clang: what GCC 12 makes of the same sums over arrays is several times slower.

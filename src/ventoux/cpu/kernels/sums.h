@@ -11,8 +11,9 @@ namespace {
 
 inline Form form(Format f, Rounding rounding) {
   const Layout l = layout(f);
-  if (rounding == Rounding::None || (f == Format::BF16 && rounding == Rounding::Int16)) return Form{0, false, 0};
-  return l.bits ? Form{l.group, in_pairs(l.bits), offset(f)} : Form{0, f == Format::BF16 && multiplies_bf16(), 0};
+  if (rounding == Rounding::None || (f == Format::BF16 && rounding == Rounding::Int16)) return Form{0, false, 0, false};
+  if (!l.bits) return Form{0, f == Format::BF16 && multiplies_bf16(), 0, false};
+  return Form{l.group, in_pairs(l.bits), offset(f), l.bits == 4 && rounding == Rounding::Mixed && adds_beside()};
 }
 
 // Words of a token's activations in a group, each multiplied with one line: of four columns, or of two in pairs.

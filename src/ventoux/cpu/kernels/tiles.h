@@ -6,6 +6,8 @@
 namespace ventoux {
 namespace {
 
+constexpr int kFewTokens = 16;  // wait for weights, which are then read in the order in which they lie, and used as they lie
+
 template <int n>
 struct Size {
   static constexpr int value = n;
