@@ -73,7 +73,7 @@ struct PairSums {
   PairSums() = default;
   PairSums(Ints one, Ints other) : first(one), second(other), rest(one, other) {}
   PairSums(Ints one, Ints other, const int32_t* start)
-      : first(C::add(one, splat_ints(*start))), second(C::add(other, splat_ints(*start))), rest(one, other, start + 1) {}
+      : first(add_ints(one, splat_ints(*start))), second(add_ints(other, splat_ints(*start))), rest(one, other, start + 1) {}
   // Two lines of each panel with words of the tokens, `step` apart.
   void add(Bytes even, Bytes odd, Bytes other_even, Bytes other_odd, const int32_t* words, int step) {
     const Bytes x = C::splat_word(words[0]), y = C::splat_word(words[step]);
@@ -83,14 +83,14 @@ struct PairSums {
   }
   // 256 times what they were, and the starts.
   void rise(const int32_t* one, const int32_t* other, const int32_t* start) {
-    first = C::add(add_256(load_ints(one), first), splat_ints(*start));
-    second = C::add(add_256(load_ints(other), second), splat_ints(*start));
+    first = add_ints(add_256(load_ints(one), first), splat_ints(*start));
+    second = add_ints(add_256(load_ints(other), second), splat_ints(*start));
     rest.rise(one, other, start + 1);
   }
   // What stands at each token's place.
   void add_from(const int32_t* sums, const uint8_t* place) {
-    first = C::add(first, load_ints(sums + *place * 2 * kPanel));
-    second = C::add(second, load_ints(sums + *place * 2 * kPanel + kPanel));
+    first = add_ints(first, load_ints(sums + *place * 2 * kPanel));
+    second = add_ints(second, load_ints(sums + *place * 2 * kPanel + kPanel));
     rest.add_from(sums, place + 1);
   }
 };

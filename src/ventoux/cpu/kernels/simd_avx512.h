@@ -116,6 +116,7 @@ struct Ints {
 
 inline Ints splat_ints(int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline Ints zero_ints() { return {_mm512_setzero_si512()}; }
+inline Ints add_ints(Ints x, Ints y) { return {_mm512_add_epi32(x.v, y.v)}; }
 inline Floats to_floats(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
 inline Ints load_ints(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 inline void store_ints(int32_t* p, Ints x) { _mm512_storeu_si512(p, x.v); }
@@ -143,7 +144,6 @@ struct Crossed {
   static Bytes splat(int8_t x) { return {_mm512_set1_epi8(x)}; }
   static Bytes splat_word(int32_t x) { return {_mm512_set1_epi32(x)}; }
   static Bytes add(Bytes x, Bytes y) { return {_mm512_add_epi8(x.v, y.v)}; }
-  static Ints add(Ints x, Ints y) { return {_mm512_add_epi32(x.v, y.v)}; }
   static Ints minus(Ints x) { return {_mm512_sub_epi32(_mm512_setzero_si512(), x.v)}; }
   // Of 32 int8, low and 256 times high: the sum of (x + up) (y + down) for each even word x and the odd one y behind it, and
   // `offset` times all of them.

@@ -119,6 +119,10 @@ inline Ints zero_ints() { return Ints{}; }
 inline Ints load_ints(const int32_t* p) { Ints r; std::memcpy(r.v, p, 64); return r; }
 inline void store_ints(int32_t* p, const Ints& x) { std::memcpy(p, x.v, 64); }
 inline Ints add_256(const Ints& x, const Ints& y) { Ints r; EACH r.v[i] = x.v[i] + y.v[i] * 256; return r; }  // x + 256 y
+inline Ints add_ints(Ints x, const Ints& y) {
+  for (int i = 0; i < 4; i++) x.v[i] += y.v[i];
+  return x;
+}
 inline Floats to_floats(const Ints& x) { Floats r; LANES r.v[i] = float(x.v[i / 4][i % 4]); return r; }
 
 // Sums of products of weights (kBits wide: unsigned, but signed when 8) and int8 activations, 16 rows at once. As on

@@ -58,6 +58,9 @@ inline Floats add_group(Floats total, Ints sum, Floats scale, Floats min, float 
   return kMin<f> ? fnma(min, splat(*x_sum), total) : total;
 }
 
+// Of so few tokens a product would wait for the one before: their sums are made in parts.
+constexpr int kFewSums = 2;
+
 // Sums in 32 bits.
 template <int n>
 struct Sums {
@@ -75,6 +78,10 @@ struct Sums {
   void add_line(Bytes line, const int32_t* words) {
     sum = Straight<kBits>::add(sum, line, *words);
     rest.template add_line<kBits>(line, words + 1);
+  }
+  void add(const Sums& that) {
+    sum = add_ints(sum, that.sum);
+    rest.add(that.rest);
   }
   // These, 256 times what they were, and those.
   void add_to_256(const Sums& that) {
@@ -105,6 +112,7 @@ struct Sums<0> {
   void add(const Dots<kBits, 0>&) {}
   template <int kBits>
   void add_line(Bytes, const int32_t*) {}
+  void add(const Sums&) {}
   void add_to_256(const Sums&) {}
   void add_256_of(const int32_t*, const uint16_t*) {}
   void store_to(int32_t*) const {}
@@ -139,7 +147,15 @@ struct Totals<0> {
 template <Format f, int MT, int n, class Lines>
 inline Sums<n> add_lines(Sums<n> sums, Lines lines, const int32_t* x) {
   constexpr int bits = layout(f).bits, words = kWords<f>;
-  if constexpr (straight(bits)) {
+  if constexpr (straight(bits) && n <= kFewSums) {
+    Sums<n> odd;
+#pragma GCC unroll 16
+    for (int j = 0; j < words; j += 2) {
+      sums.template add_line<bits>(lines(j), x + j * MT);
+      odd.template add_line<bits>(lines(j + 1), x + j * MT + MT);
+    }
+    sums.add(odd);
+  } else if constexpr (straight(bits)) {
 #pragma GCC unroll 16
     for (int j = 0; j < words; j++) sums.template add_line<bits>(lines(j), x + j * MT);
   } else {
@@ -176,10 +192,14 @@ template <Format f, int MT, int n, class Lines>
 inline Sums<n> low_of_group(Lines lines, const Activations& x, size_t at, int t) {
   return add_low<f, MT, n>(start_of_group<f, n>(x, at, t), lines, x, at, t);
 }
-// and where all of them have one, which goes first, so that one set of sums is enough.
+// and where all of them have one, which goes first, so that one set of sums is enough; of few tokens there is room for two.
 template <Format f, int MT, int n, class Lines>
 inline Sums<n> both_of_group(Lines lines, const Activations& x, size_t at, int t) {
   Sums<n> sums = high_of_group<f, MT, n>(lines, x, at, t);
+  if constexpr (n <= kFewSums) {
+    sums.add_to_256(low_of_group<f, MT, n>(lines, x, at, t));
+    return sums;
+  }
   sums.add_to_256(start_of_group<f, n>(x, at, t));
   return add_low<f, MT, n>(sums, lines, x, at, t);
 }
