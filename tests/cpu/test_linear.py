@@ -65,7 +65,7 @@ def test_a_row_does_not_depend_on_its_neighbours(isa, format, compute):
 @pytest.mark.parametrize("format", BLOCKS)
 @pytest.mark.parametrize(("rows", "columns", "tokens"), [(16, 256, 17), (50, 768, 265), (129, 256, 530)])
 def test_many_tokens_equal_few(isa, format, rows, columns, tokens):
-    """Of shapes that fill no block: an odd number of panels, groups behind the last strip, tokens behind the last tile."""
+    """Of shapes that fill no block: an odd number of panels, groups behind the last strip, tokens behind a tile."""
     rng = np.random.default_rng(5)
     pool = _kernels.Pool(2, isa)
     weight = _kernels.Weight(pool, format, columns, tiny.random_blocks(rng, rows, columns, format=format))
@@ -80,7 +80,7 @@ def test_many_tokens_equal_few(isa, format, rows, columns, tokens):
 
 @pytest.mark.parametrize("format", BLOCKS)
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
-@pytest.mark.parametrize("rows", [14, 33])  # the second is multiplied with half the multiplications, where weights have 4 bits
+@pytest.mark.parametrize("rows", [14, 33])  # few and many tokens go different ways
 def test_what_stands_out_is_counted_where_it_stands(isa, format, share, rows):
     """High parts are multiplied token by token or tile by tile: each counts once, in its own row and group."""
     packed, exact = weights(format)
