@@ -17,7 +17,8 @@ inline Floats load_kv(const uint8_t* p, size_t index) {
 }
 
 // Few queries wait for keys and values. What is asked for while these keys are multiplied: their values, so many bytes behind the keys,
-// and the next keys. Pages follow each other in an order that the core's own prefetching does not know.
+// and the next keys. Pages follow each other in an order that the core's own prefetching does not know. (Where widening takes
+// many instructions, nobody waits.)
 constexpr int kFewQueries = 4;
 struct Ahead {
   size_t values;
@@ -29,7 +30,7 @@ template <KvType kv, int Q, int P>
 inline void add_products(const float* q, const uint8_t* const* panels, const Ahead& ahead, int first, int last, Floats (&sum)[Q][P]) {
   for (int d = first; d < last; d++) {
     constexpr int row = kPanel * int(kv_bytes(kv));  // bytes, of one component's keys
-    if (Q <= kFewQueries && d % (64 / row) == 0)
+    if (!kSlowHalf && Q <= kFewQueries && d % (64 / row) == 0)
       for (int p = 0; p < P; p++) {
         __builtin_prefetch(panels[p] + ahead.values + d * row, 0, 2);  // to L2: L1 has other lines to wait for
         __builtin_prefetch(ahead.next[p] + d * row, 0, 2);
