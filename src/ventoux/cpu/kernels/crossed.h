@@ -33,7 +33,7 @@ inline int crossed_start(const int8_t* low, const int8_t* high, int offset) {
   return -Crossed<f>::of_activations(low, high, kUp, -kDown, offset) - 257 * 16 * kUp * kDown;
 }
 
-constexpr int kCrossedTile = 6;    // tokens: 12 sums and 12 totals, four lines and four words fill 32 registers
+constexpr int kCrossedTile = 6;     // tokens: 12 sums and 12 totals, four lines and four words fill 32 registers
 constexpr int kCrossedGroups = 16;  // of a panel that go together
 
 // Groups of a panel, unpacked, and the weights' part of each.
@@ -68,9 +68,8 @@ inline void unpack_crossed(const uint8_t* panel, int g0, int n, ptrdiff_t next, 
 template <Format f, int n>
 struct PairSums {
   using C = Crossed<f>;
-  Ints first = zero_ints(), second = zero_ints();
+  Ints first, second;
   PairSums<f, n - 1> rest;
-  PairSums() = default;
   PairSums(Ints one, Ints other) : first(one), second(other), rest(one, other) {}
   PairSums(Ints one, Ints other, const int32_t* start)
       : first(add_ints(one, splat_ints(*start))), second(add_ints(other, splat_ints(*start))), rest(one, other, start + 1) {}
@@ -96,7 +95,6 @@ struct PairSums {
 };
 template <Format f>
 struct PairSums<f, 0> {
-  PairSums() = default;
   PairSums(Ints, Ints) {}
   PairSums(Ints, Ints, const int32_t*) {}
   void add(Bytes, Bytes, Bytes, Bytes, const int32_t*, int) {}

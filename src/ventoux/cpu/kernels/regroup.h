@@ -18,12 +18,10 @@ struct Row {
 };
 inline Row row_of(const float* row, size_t columns, Rounding rounding, int limit) {
   Floats squares = splat(0), more = splat(0);  // two sums, for each addition waits for the last
-  size_t c = 0;
-  for (; c + 2 * kPanel <= columns; c += 2 * kPanel) {
+  for (size_t c = 0; c < columns; c += 2 * kPanel) {  // no block has fewer columns than 32
     squares = fma(load(row + c), load(row + c), squares);
     more = fma(load(row + c + kPanel), load(row + c + kPanel), more);
   }
-  for (; c < columns; c += kPanel) squares = fma(load(row + c), load(row + c), squares);
   const float sum = reduce_add(add(squares, more));
   const float ordinary = kOrdinary * float(limit) / 127 * __builtin_sqrtf(sum / float(columns));
   return {rounding == Rounding::Int16 ? -1 : ordinary, sum * 0 == 0};
