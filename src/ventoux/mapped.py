@@ -3,6 +3,7 @@
 import mmap
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,17 +22,25 @@ class MappedFile(mmap.mmap):
     identity: dict[str, str | int]
 
 
-def map_file(path: Path) -> NDArray[np.uint8]:
-    """The bytes of a file, uint8 [size], read-only. The map lives as long as any view of it."""
+def map_file(path: Path, *, whole: bool = False) -> NDArray[np.uint8]:
+    """The bytes of a file, uint8 [size], read-only. The map lives as long as any view of it.
+
+    `whole`: all of it will be read, over and over, so huge pages are asked for. The system has them where its file
+    system keeps files in large folios (https://docs.kernel.org/admin-guide/mm/transhuge.html), and elsewhere does not
+    mind.
+    """
     try:
         with path.open("rb") as file:
             mapped = MappedFile(file.fileno(), 0, access=mmap.ACCESS_READ)
             mapped.identity = identity(os.path.realpath(path), os.fstat(file.fileno()))
-            return np.frombuffer(mapped, np.uint8)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # what mmap says of an empty file
         raise CheckpointError(f"{path}: the file is empty; fetch it again") from error
+    if whole and hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a system without any
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(mapped, np.uint8)
 
 
 def identity(path: str, stat: os.stat_result) -> dict[str, str | int]:
@@ -53,6 +62,20 @@ def file_of(view: NDArray[np.uint8]) -> tuple[MappedFile, int] | None:
     if isinstance(root, memoryview):
         root = root.obj
     return (root, view.ctypes.data - inner.ctypes.data) if isinstance(root, MappedFile) else None
+
+
+def huge_bytes(view: NDArray[np.uint8]) -> int:
+    """Bytes of a mapped view's file that this process sees in huge pages by now; 0 where the system does not say."""
+    address, inside = view.ctypes.data, False
+    with suppress(OSError, ValueError), open("/proc/self/smaps", encoding="utf-8", errors="replace") as maps:
+        for line in maps:
+            name, *rest = line.split(maxsplit=2)
+            if not name.endswith(":"):  # what follows is of this range
+                first, last = (int(end, 16) for end in name.split("-"))
+                inside = first <= address < last
+            elif inside and name == "FilePmdMapped:":
+                return int(rest[0]) * 1024
+    return 0
 
 
 def release(view: NDArray[np.uint8]) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from ventoux import checkpoint, mapped
 from ventoux.batch import Batch, Segment
 from ventoux.checkpoint.tensor import Tensor
-from ventoux.cpu import Backend, _kernels, kept, packing, store
+from ventoux.cpu import Backend, _kernels, kept, packing, settling, store
 from ventoux.errors import VentouxError
 from ventoux.quant import FORMATS, row_bytes
 
@@ -34,6 +34,7 @@ def place(tmp_path, monkeypatch):
     monkeypatch.delenv("VENTOUX_PACKED_GB")
     monkeypatch.setattr(packing, "SMALLEST", 0)
     monkeypatch.setattr(packing, "PAUSE", 0)
+    monkeypatch.setattr(settling, "PAUSE", 0)
     return tmp_path / "cache" / "packed"
 
 
@@ -43,11 +44,11 @@ def model(tmp_path):
 
 
 def load(path, **options):
-    """A backend, when its weights have been written, if they are."""
+    """A backend, when its weights have been written or moved, if they are."""
     read = checkpoint.read(path)
     backend = Backend(read.config, read.tensors, **options)
     for thread in threading.enumerate():
-        if isinstance(thread, packing.Writer):
+        if isinstance(thread, packing.Writer | settling.Settler):
             thread.join()
     return backend
 

@@ -105,10 +105,10 @@ def places(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
     return found
 
 
-def take(path: Path, tensors: Sequence[Tensor], description: Description) -> list[_kernels.Weight]:
-    """The tensors' weights, mapped from a file; raises NotKept when there is none, or it is not theirs, or damaged."""
+def take(path: Path, tensors: Sequence[Tensor], description: Description) -> list[NDArray[np.uint8]]:
+    """The tensors' packed weights, mapped; raises NotKept when there is no file, or it is not theirs, or damaged."""
     try:
-        data = mapped.map_file(path)
+        data = mapped.map_file(path, whole=True)
     except CheckpointError as error:
         raise NotKept(str(error)) from error
     found, sums, end = read(data)
@@ -122,9 +122,7 @@ def take(path: Path, tensors: Sequence[Tensor], description: Description) -> lis
     _check(path, data, parts, sums)
     with suppress(OSError):  # a folder that we may not write
         os.utime(path)  # when it was last used
-    return [
-        _kernels.Weight.mapped(t.format, t.shape[0], t.shape[1], part) for t, part in zip(tensors, parts, strict=True)
-    ]
+    return parts
 
 
 def read(data: NDArray[np.uint8]) -> tuple[dict[str, Any], str, int]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ventoux.checkpoint.tensor import Tensor
 from ventoux.cpu import _kernels, kept, store
 from ventoux.cpu.kept import Description, NotKept
+from ventoux.cpu.settling import Settler
 
 SMALLEST = 16 << 20  # bytes of weights that are worth a file: packing fewer takes 20 ms
 PAUSE = 1.0  # seconds between loading and writing: the first answer goes first
@@ -26,10 +27,16 @@ def weights_of(pool: _kernels.Pool, tensors: Sequence[Tensor]) -> dict[str, _ker
         tell(reason)
         return _packed(pool, tensors)
     try:
-        found = kept.take(store.folder() / description.file_name, tensors, description)
-        return {tensor.name: weight for tensor, weight in zip(tensors, found, strict=True)}
+        parts = kept.take(store.folder() / description.file_name, tensors, description)
     except NotKept as reason:
         tell(reason)
+    else:
+        mapped = {
+            tensor.name: _kernels.Weight.mapped(tensor.format, tensor.shape[0], tensor.shape[1], part)
+            for tensor, part in zip(tensors, parts, strict=True)
+        }
+        Settler(list(mapped.values()), parts)
+        return mapped
     weights = _packed(pool, tensors)
     Writer(description, list(weights.values()))
     return weights

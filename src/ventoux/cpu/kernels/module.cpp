@@ -163,6 +163,8 @@ NB_MODULE(_kernels, m) {
            "data: uint8 [rows, bytes of a row]; logical row i is data[order[i]].")
       .def_static("mapped", &mapped_weight, "format"_a, "rows"_a, "columns"_a, "packed"_a.noconvert(), nb::keep_alive<0, 4>(),
                   "A weight whose memory is `packed`, uint8 [packed_bytes(...)], the bytes of another one's `packed`.")
+      .def("settle", &Weight::settle, nb::call_guard<nb::gil_scoped_release>(),
+           "Copy a mapped weight into memory of its own, in huge pages; kernels may run meanwhile.")
       .def_prop_ro("packed", &packed_of, "Its memory, uint8 [packed_bytes(...)], read-only.")
       .def_prop_ro("nbytes", &Weight::nbytes)
       .def_prop_ro("rows", &Weight::rows)

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <new>
 
 namespace ventoux {
 namespace {
@@ -149,15 +148,11 @@ Weight::Weight(Pool& pool, Format format, int rows, int columns, const uint8_t* 
   const Layout l = layout(format);
   const size_t blocks = size_t(columns / block.columns), row_bytes = blocks * size_t(block.bytes);
   const size_t out_bytes = block_in_panel(format), memory = memory_bytes(format, rows, columns);
-  memory_.reset(static_cast<uint8_t*>(std::aligned_alloc(64, memory)));
-  if (!memory_) throw std::bad_alloc();
-  std::memset(memory_.get() + bytes_, 0, memory - bytes_);
-  data_ = memory_.get();
+  memory_ = Pages(memory, true);  // zeros: scales of the rows that fill the last panel, the half of a pair that is not there
+  data_ = memory_.data();
   pool.run(panels_, [&](int panel, int) {
-    uint8_t* out = memory_.get() + size_t(panel) * panel_bytes_;
+    uint8_t* out = memory_.data() + size_t(panel) * panel_bytes_;
     const int lanes = std::min(kPanel, rows_ - panel * kPanel);
-    // Scale 0: the rows that fill the last panel are 0.
-    if (lanes < kPanel || (format_ == Format::BF16 && columns_ % 2)) std::memset(out, 0, panel_bytes_);
     for (int row = 0; row < lanes; row++) {
       const int logical = panel * kPanel + row;
       const uint8_t* in = data + size_t(order ? order[logical] : logical) * row_bytes;
@@ -170,6 +165,14 @@ Weight::Weight(Pool& pool, Format format, int rows, int columns, const uint8_t* 
   });
 }
 
-Matrix Weight::matrix() const { return {format_, rows_, columns_, panels_, panel_bytes_, data_}; }
+void Weight::settle() {
+  if (memory_.data()) return;
+  Pages own(memory_bytes(format_, rows_, columns_), true);
+  std::memcpy(own.data(), data(), own.size());
+  memory_ = std::move(own);
+  data_.store(memory_.data(), std::memory_order_release);
+}
+
+Matrix Weight::matrix() const { return {format_, rows_, columns_, panels_, panel_bytes_, data()}; }
 
 }  // namespace ventoux

@@ -1,8 +1,7 @@
 // A weight, repacked from the file's rows into panels, or such panels where they lie already.
 #pragma once
 
-#include <cstdlib>
-#include <memory>
+#include <atomic>
 
 #include "layout.h"
 #include "pool.h"
@@ -18,26 +17,26 @@ class Weight {
   Weight(Pool& pool, Format format, int rows, int columns, const uint8_t* data, const int32_t* order);
   // The memory of an equal weight, kept elsewhere: `packed` is aligned to 64 bytes and outlives this weight.
   Weight(Format format, int rows, int columns, const uint8_t* packed);
+  // Copies what is kept elsewhere into memory of its own, in huge pages, from where the next kernels read it; those at work go on
+  // with what they have begun. Throws std::bad_alloc, and changes nothing then. One caller at a time.
+  void settle();
   // Bytes of a row in the file's layout, 0 when `columns` is no multiple of the format's block.
   static size_t row_bytes(Format format, int columns);
   // Bytes of a weight's memory: its panels and kSlack behind them, a multiple of 64.
   static size_t memory_bytes(Format format, int rows, int columns);
   Matrix matrix() const;
-  const uint8_t* data() const { return data_; }
+  const uint8_t* data() const { return data_.load(std::memory_order_acquire); }
   size_t nbytes() const { return bytes_; }
   int rows() const { return rows_; }
   int columns() const { return columns_; }
   Format format() const { return format_; }
 
  private:
-  struct Free {
-    void operator()(uint8_t* p) const { std::free(p); }
-  };
   Format format_;
   int rows_, columns_, panels_;
   size_t panel_bytes_, bytes_;
-  std::unique_ptr<uint8_t, Free> memory_;  // null when the bytes are somebody else's
-  const uint8_t* data_;
+  Pages memory_;  // none when the bytes are somebody else's
+  std::atomic<const uint8_t*> data_;
 };
 
 }  // namespace ventoux
