@@ -78,6 +78,24 @@ def test_many_tokens_equal_few(isa, format, rows, columns, tokens):
         np.testing.assert_array_equal(many[first : first + 16], few)
 
 
+@pytest.mark.parametrize("format", ["BF16", "Q8_0"])
+@pytest.mark.parametrize("tokens", [1_100, 1_285])
+def test_more_tokens_than_caches_hold_equal_few(isa, format, tokens):
+    """They pass in lots, of which the last one is shorter, where weights are read anew for each."""
+    rng = np.random.default_rng(6)
+    if format == "BF16":
+        packed = rng.standard_normal((ROWS, 8_192)).astype(ml_dtypes.bfloat16).view(np.uint8)
+    else:
+        packed = tiny.random_blocks(rng, ROWS, 8_192, format=format)
+    pool = _kernels.Pool(2, isa)
+    weight = _kernels.Weight(pool, format, 8_192, packed)
+    x = rng.standard_normal((tokens, 8_192)).astype(np.float32)
+    many = product(pool, weight, x, compute="mixed")
+    for first in range(0, tokens, 300):
+        few = product(pool, weight, x[first : first + 300].copy(), compute="mixed")
+        np.testing.assert_array_equal(many[first : first + 300], few)
+
+
 @pytest.mark.parametrize("format", BLOCKS)
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
 @pytest.mark.parametrize("rows", [14, 33])  # few and many tokens go different ways

@@ -141,13 +141,15 @@ inline void tile_of(const uint8_t* panel, const Activations& x, int t, float* to
 
 // Panels [panel0, panel1) as they lie, or of two matrices: silu(w . x) * (up . x). Panels of a block stay in L2 while tiles of tokens
 // pass, each of which stays there while they do. No more tokens pass than stay in L3 until the next block wants them: to read the
-// weights for each such lot costs less than to have activations from memory for each block.
+// weights for each such lot costs less than to have activations from memory for each block. Lots are of one size: the weights are not
+// read for the few tokens that are left over.
 template <Format f, bool gated>
 inline void panels_of(const Matrix& w, const Matrix& up, const Activations& x, float* y, bool add_to, int panel0, int panel1) {
   constexpr bool bf16 = f == Format::BF16;
   const size_t bytes = w.panel_bytes;
   const int step = bytes * (gated ? 2 : 1) < kBlockBytes ? int(kBlockBytes / bytes) / (gated ? 2 : 1) : 1;
-  const int tiles = int(kLotBytes / (size_t(w.columns) * (bf16 ? 2 : 1) * kWidestTile)), lot = (tiles > 1 ? tiles : 1) * kWidestTile;
+  const int lots = int((size_t(x.tokens) * size_t(w.columns) * (bf16 ? 2 : 1) + kLotBytes / 2) / kLotBytes);
+  const int tiles = (x.tokens + kWidestTile - 1) / kWidestTile, lot = (lots > 1 ? (tiles + lots - 1) / lots : tiles) * kWidestTile;
   const auto write = [&](int p, int t, int n, const float* totals) {
     for (int i = 0; i < n; i++)
       finish(y + size_t(t + i) * w.rows + size_t(p) * kPanel, w.rows - p * kPanel, add_to, load(totals + i * kPanel));
