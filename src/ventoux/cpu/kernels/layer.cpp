@@ -1,6 +1,15 @@
 #include "layer.h"
 
+#include <algorithm>
+
 namespace ventoux {
+namespace {
+
+// Tokens that pass the MLP at once: enough that reading its weights anew for each such block costs nothing, and so few that
+// silu(gate) * up (15 MB in Mistral 7B) is still in L3 when it is read.
+constexpr int kMlpTokens = 22 * kWidestTile;
+
+}  // namespace
 
 Sequences::Sequences(const Cache& cache, std::vector<Part> parts) : cache_(cache), parts_(std::move(parts)) {
   enter(0);
@@ -47,20 +56,27 @@ void Layer::project_gate_up(Pass& pass) const {
 void Layer::project_down(Pass& pass) const {
   const Arrays& a = pass.arrays;
   swiglu(pass.pool, a.gate, a.up, size_t(a.tokens) * size_t(a.intermediate));
-  add_down(pass);
+  add_down(pass, a.x, a.tokens);
 }
 
 void Layer::mlp(Pass& pass) const {
   const Arrays& a = pass.arrays;
   norm(pass, weights_.post_norm);
-  gated(pass.pool, a.normed, a.tokens, a.hidden, *weights_.gate, *weights_.up, a.gate, a.up, rounding_);
-  add_down(pass);
+  // Blocks of one size: weights are not read for a few tokens that are left over.
+  const int blocks = (a.tokens + kMlpTokens - 1) / kMlpTokens;
+  const int block = blocks > 1 ? ((a.tokens + blocks - 1) / blocks + kWidestTile - 1) / kWidestTile * kWidestTile : a.tokens;
+  for (int first = 0; first < a.tokens; first += block) {
+    const int tokens = std::min(block, a.tokens - first);
+    const size_t row = size_t(first) * size_t(a.hidden);
+    gated(pass.pool, a.normed + row, tokens, a.hidden, *weights_.gate, *weights_.up, a.gate, a.up, rounding_);
+    add_down(pass, a.x + row, tokens);
+  }
 }
 
-void Layer::add_down(Pass& pass) const {
+void Layer::add_down(Pass& pass, float* x, int tokens) const {
   const Arrays& a = pass.arrays;
-  const Product product{weights_.down, a.x};
-  linear(pass.pool, a.gate, a.tokens, a.intermediate, &product, 1, true, rounding_);
+  const Product product{weights_.down, x};
+  linear(pass.pool, a.gate, tokens, a.intermediate, &product, 1, true, rounding_);
 }
 
 }  // namespace ventoux

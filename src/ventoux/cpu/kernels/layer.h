@@ -70,7 +70,7 @@ class Layer {
 
  private:
   void norm(Pass& pass, const std::vector<float>& weight) const;
-  void add_down(Pass& pass) const;
+  void add_down(Pass& pass, float* x, int tokens) const;  // x += down . gate
   int index_;
   Weights weights_;
   float eps_;
