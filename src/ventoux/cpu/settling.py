@@ -7,8 +7,10 @@ shared with other processes.
 """
 
 import atexit
+import os
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from ventoux.cpu.machine import spare_memory
 PAUSE = 1.0  # seconds between loading and moving: the first answer goes first
 ENOUGH = 0.9  # of a file in huge pages
 ROOM = 2  # times the weights' size that has to be free: what is a cache of files now serves the next start
+NICE = 10  # a tenth of a core beside a kernel: new memory may come slowly, from a virtual machine's host
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -36,6 +39,8 @@ class Settler(threading.Thread):
 
     def run(self) -> None:
         if not self._stopped.wait(PAUSE) and worth_it(self._parts):
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
             for weight, part in zip(self._weights, self._parts, strict=True):
                 if self._stopped.is_set():
                     break
