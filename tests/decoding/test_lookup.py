@@ -13,7 +13,7 @@ def test_the_docstrings_example():
 
 
 def test_a_run_that_reaches_the_end_repeats_itself():
-    assert PromptLookup([7, 0, 1, 0, 1]).draft(4) == [0, 1, 0, 1]
+    assert PromptLookup([7, 0, 1, 0, 1]).draft(3) == [0, 1, 0]
 
 
 def test_nothing_is_guessed_from_text_that_holds_no_run_twice():
@@ -41,14 +41,14 @@ def test_a_guess_is_what_followed_the_longest_run_where_it_stood_last(ids: list[
 
 
 def test_right_guesses_make_more_and_wrong_ones_fewer():
-    lookup = PromptLookup([0, 1] * 30)
-    assert len(lookup.draft(99)) == 4
-    lookup.tell(4, 4)
-    assert len(lookup.draft(99)) == 8
-    for _ in range(3):
-        lookup.tell(8, 8)
-    assert len(lookup.draft(99)) == MAX_DRAFT
-    lookup.tell(15, 2)
+    lookup, widths = PromptLookup([0, 1] * 30), []
+    for _ in range(4):
+        widths.append(len(lookup.draft(99)))
+        lookup.tell(widths[-1], widths[-1])
+    assert widths == [3, 7, MAX_DRAFT, MAX_DRAFT]
+    lookup.tell(MAX_DRAFT, MAX_DRAFT - 1)
+    assert len(lookup.draft(99)) == 1
+    lookup.tell(1, 1)
     assert len(lookup.draft(99)) == 3
 
 
@@ -60,7 +60,7 @@ def test_after_wrong_guesses_it_rests_longer_each_time():
         while not lookup.draft(4):
             lookup.add(rests[-1] % 2)
             rests[-1] += 1
-    assert rests == [1, 3, 7, 15, 31, 32, 32, 32]
+    assert rests == [0, 1, 3, 7, 15, 31, 32, 32]
     lookup.tell(2, 1)
     assert lookup.draft(4)
 

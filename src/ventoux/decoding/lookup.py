@@ -9,6 +9,12 @@ from collections.abc import Iterable
 from ventoux.decoding.ledger import MAX_DRAFT
 
 _LENGTHS = (4, 3, 2)  # tokens that must have stood together before, the longest first
+_WIDTHS = (
+    1,
+    3,
+    7,
+    MAX_DRAFT,
+)  # guesses at once: with the token before them 2, 4, 8 or 16 rows, tiles that kernels take
 _REST = 32  # tokens without a guess at most, after guesses that were wrong
 
 
@@ -21,7 +27,7 @@ class PromptLookup:
     def __init__(self, ids: Iterable[int] = ()) -> None:
         self._ids: list[int] = []
         self._next: dict[tuple[int, ...], int] = {}  # a run of ids -> where the id after it stands
-        self._width = 4  # guesses to make: as many as have been right lately
+        self._rung = 1  # of the widths: one higher after a draft that was right, the lowest after one that was not
         self._wrong = 0  # drafts in a row of which nothing was right
         self._rest = 0
         for token_id in ids:
@@ -42,7 +48,7 @@ class PromptLookup:
         A run that reaches to the end repeats itself: a b a b is guessed to go on a b a b ...
         """
         end = len(self._ids)
-        wanted = min(limit, self._width)
+        wanted = min(limit, _WIDTHS[self._rung])
         if self._rest or wanted < 1:
             return []
         for n in _LENGTHS:
@@ -55,9 +61,6 @@ class PromptLookup:
         """How many of the guesses were right: more of them next time, fewer, or none for a while."""
         if not drafted:
             return
-        if right == drafted:
-            self._width = min(MAX_DRAFT, 2 * self._width)
-        else:
-            self._width = max(2, right + 1)
+        self._rung = min(self._rung + 1, len(_WIDTHS) - 1) if right == drafted else 0
         self._wrong = 0 if right else self._wrong + 1
-        self._rest = min(_REST, 2**self._wrong - 1)
+        self._rest = min(_REST, 2 ** max(0, self._wrong - 1) - 1)
