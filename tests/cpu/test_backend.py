@@ -61,6 +61,29 @@ def test_logits_equal_transformers_in_every_layout(isa, tmp_path, window, kv_hea
             np.testing.assert_allclose(logits(backend, ids[:n]), expected[:n], atol=1e-4, err_msg=f"{name}, {n} ids")
 
 
+@pytest.mark.parametrize("window", [4, 16, None])
+@pytest.mark.parametrize("compute", ["f32", "mixed"])
+def test_logits_do_not_depend_on_which_are_asked_for(isa, tmp_path, window, compute):
+    """The last layer leaves out what nobody asks for: in chunks that overwrite a ring, beside another sequence."""
+    path = tiny.save_gguf(tiny.tiny_model(num_hidden_layers=2), tmp_path / "m.gguf", format="Q4_0")
+    backend, rng = load(path, window, compute=compute), np.random.default_rng(8)
+    texts = some_ids(90), some_ids(90, seed=1)
+    expected = [logits(backend, ids) for ids in texts]
+    for _ in range(10):
+        cache, done = backend.new_cache(), [0, 0]
+        slots = [cache.allocate(90) for _ in texts]
+        while min(done) < 90:
+            counts = [int(min(rng.integers(0, 50), 90 - at)) for at in done]
+            asked = [int(rng.choice([0, min(1, n), n // 2, n])) for n in counts]
+            segments = [
+                Segment(slots[i], done[i], texts[i][done[i] : done[i] + counts[i]], asked[i]) for i in range(len(texts))
+            ]
+            found = backend.forward(Batch.pack(segments), cache)
+            done = [at + n for at, n in zip(done, counts, strict=True)]
+            rows = [each[end - n : end] for each, end, n in zip(expected, done, asked, strict=True)]
+            np.testing.assert_array_equal(found, np.concatenate(rows))
+
+
 def test_facts_4_only_tokens_inside_the_window_change_the_logits(isa, tmp_path):
     backend = load(tiny.save_hf(tiny.tiny_model(num_hidden_layers=1, sliding_window=4), tmp_path / "m"))
     ids = some_ids(12)

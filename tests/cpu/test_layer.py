@@ -59,6 +59,7 @@ class One:
                                     *(packed[n] for n in ("gate", "up", "down")), 1e-5, compute)  # fmt: skip
         cache = _kernels.Cache(K, D, [None], "f32")
         slots = np.array([cache.allocate(T), cache.allocate(T)], np.int32)
+        self.rings = [cache.ring(slot, 0) for slot in slots]
         config = ModelConfig(
             vocab_size=8, hidden_size=E, intermediate_size=F, num_layers=1, num_heads=H, num_kv_heads=K, head_dim=D,
             rms_norm_eps=1e-5, rope_theta=1e4, windows=(None,), context_length=64, tie_embeddings=True, eos_ids=(),
@@ -72,6 +73,10 @@ class One:
     def run(self):
         self.layer.run(self.batch)
         return self.arrays["x"].copy()
+
+    def run_asked(self, rows):
+        self.layer.run_asked(self.batch, np.array(rows, np.int32))
+        return self.arrays["x"][: len(rows)].copy()
 
     def in_parts(self, adapters):
         """With B (A y) added to the output of each projection that is in `adapters`, y being what it reads."""
@@ -89,6 +94,29 @@ def test_the_five_parts_are_what_one_call_does(isa):
     assert np.isfinite(expected).all()
     np.testing.assert_array_equal(One(isa, stored(matrices())).in_parts({}), expected)
     np.testing.assert_array_equal(One(isa, stored(matrices()), threads=1).run(), expected)
+
+
+@pytest.mark.parametrize("format", ["F32", "Q4_0"])
+@pytest.mark.parametrize("asked", [(0, 0), (1, 0), (0, 1), (1, 1), (2, 13), (27, 13), (28, 0), (28, 13)])
+def test_rows_that_are_asked_for_alone_are_what_they_are_among_all(isa, asked, format):
+    formats = dict.fromkeys(SHAPES, format)
+    weights = stored(matrices())
+    if format != "F32":
+        rng = np.random.default_rng(4)
+        weights = {name: tiny.random_blocks(rng, *shape, format=format) for name, shape in SHAPES.items()}
+    rows = [*range(28 - asked[0], 28), *range(41 - asked[1], 41)]
+    all_of_it = One(isa, weights, "mixed", formats=formats, T=41)
+    expected = all_of_it.run()[rows]
+    one = One(isa, weights, "mixed", formats=formats, T=41)
+    np.testing.assert_array_equal(one.run_asked(rows), expected)
+    np.testing.assert_array_equal(one.rings, all_of_it.rings)
+
+
+@pytest.mark.parametrize("rows", [[0], [0, 2], [26, 40], [27, 41], [40, 27], [-1], [27, 27], [39], range(42)])
+def test_only_the_last_rows_of_a_sequence_can_be_asked_for(rows):
+    one = One("portable", stored(matrices()), T=41)
+    with pytest.raises(ValueError, match="rows must be the last ones of their spans, in order"):
+        one.run_asked(rows)
 
 
 @pytest.mark.parametrize("tokens", [3, 16, 41])

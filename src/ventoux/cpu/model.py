@@ -160,7 +160,7 @@ class Backend:
         """
         assert isinstance(cache, Cache), "a cache of this backend's new_cache()"
         with self._lock:
-            logits = self._logits(self._layers_over(batch, cache), batch.logit_rows)
+            logits = self._logits(self._layers_over(batch, cache, batch.logit_rows))
             if len(batch) > KEPT:
                 self._pool.drop_shared()  # behind the head, which fills it too where many rows want logits
             return logits
@@ -195,29 +195,37 @@ class Backend:
     def not_finite(self) -> str:
         return "its weights are damaged, or it overflows"
 
-    def _layers_over(self, batch: Batch, cache: Cache) -> Float32:
-        """The residual stream behind the last layer, [T, E], in memory that the next pass may write to."""
+    def _layers_over(self, batch: Batch, cache: Cache, rows: Int32 | None = None) -> Float32:
+        """The residual stream behind the last layer, of some rows or all, [N, E], in memory that the next pass uses.
+
+        Of rows that nobody asks for the last layer makes keys and values alone.
+        """
         adapted = [Adapted(self._pool, pairs, rows) for pairs, rows in self._adapters.of(batch)]
         c, T = self.config, len(batch)
         arrays = Arrays(*(array[:T] for array in self._kept)) if T <= KEPT else Arrays.make(c, T)
         self._embed(batch.ids, arrays.x)
         cos, sin = rotary(self._inverse_frequencies, batch.positions)
         on_its_way = _kernels.Pass(self._pool, cache, *arrays, cos, sin, *cache.write(batch))
-        for index, layer in enumerate(self._layers):
-            if adapted:
+        if adapted:
+            for index, layer in enumerate(self._layers):
                 run_adapted(layer, index, on_its_way, arrays, adapted)
-            else:
-                layer.run(on_its_way)
-        return arrays.x
+            return arrays.x if rows is None else np.ascontiguousarray(arrays.x[rows])
+        *before, last = self._layers
+        for layer in before:
+            layer.run(on_its_way)
+        if rows is None or len(rows) == T:
+            last.run(on_its_way)
+            return arrays.x
+        last.run_asked(on_its_way, rows)
+        return arrays.x[: len(rows)]
 
-    def _logits(self, x: Float32, rows: Int32) -> Float32:
-        """The head over some rows of the residual stream [T, E] -> [len(rows), vocab_size]."""
-        last = np.ascontiguousarray(x[rows])  # [N, E]
-        _kernels.rms_norm(self._pool, last, self._norm, self.config.rms_norm_eps, last)
-        logits = np.empty((len(last), self.config.vocab_size), np.float32)
+    def _logits(self, x: Float32) -> Float32:
+        """The head over rows of the residual stream [N, E], which are normed in place -> [N, vocab_size]."""
+        _kernels.rms_norm(self._pool, x, self._norm, self.config.rms_norm_eps, x)
+        logits = np.empty((len(x), self.config.vocab_size), np.float32)
         # A third of what one rounding to 8 bits costs is in the head: never there.
         head_compute = "int16" if self.compute == "mixed" else self.compute
-        _kernels.linear(self._pool, last, [self._head], [logits], False, head_compute)
+        _kernels.linear(self._pool, x, [self._head], [logits], False, head_compute)
         return logits
 
     def _embed(self, ids: Int32, x: Float32) -> None:

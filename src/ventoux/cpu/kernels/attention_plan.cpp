@@ -37,21 +37,23 @@ void cut(Plan& plan, const AttentionShape& shape, const AttentionInput& in, int 
   while (most > kLeastQueries && int64_t(in.tokens) * in.heads < most * threads * kPiecesPerThread) most /= 2;
   for (const Placed& placed : plan.spans) {
     const Span& span = placed.span;
-    const int64_t queries = int64_t(span.count) * group;
+    const int start = span.start + span.skipped;
+    const int64_t queries = int64_t(span.count - span.skipped) * group;
     for (int head = 0; head < in.kv_heads; head++)
       // The last queries see the most keys: whoever gets them should begin first.
       for (int64_t last = queries, first; last > 0; last = first) {
         first = (last - 1) / most * most;
         Queries q{};
         q.first = int(first), q.last = int(last);
-        q.start = span.start, q.group = group;
-        const size_t row = (size_t(span.row) * size_t(in.heads) + size_t(head) * size_t(group)) * D;
+        q.start = start, q.group = group;
+        const size_t row = (size_t(span.query_row) * size_t(in.heads) + size_t(head) * size_t(group)) * D;
+        const size_t angle = size_t(span.row + span.skipped) * (D / 2);
         q.q = in.q + row, q.out = out + row;
-        q.cos = in.cos + size_t(span.row) * (D / 2), q.sin = in.sin + size_t(span.row) * (D / 2);
+        q.cos = in.cos + angle, q.sin = in.sin + angle;
         q.ring = span.ring.panels + head_bytes(shape, span.ring.capacity) * size_t(head);
         q.ring_panels = span.ring.capacity / kPanel;
         q.chunk_panel = placed.apart ? span.start / kPanel : INT32_MAX;
-        const int low = std::max(span.start + q.first / group - shape.window + 1, 0), high = span.start + (q.last - 1) / group;
+        const int low = std::max(start + q.first / group - shape.window + 1, 0), high = start + (q.last - 1) / group;
         q.block = low / kBlock, q.blocks = high / kBlock + 1 - q.block;
         const int64_t products = int64_t(q.last - q.first) * (high + 1 - low) * 2 * in.head_dim;
         plan.pieces.push_back({q, products, placed.chunk + size_t(head) * placed.head_bytes, 0, 1});

@@ -77,10 +77,12 @@ struct Ring {
   int capacity;
 };
 
-// One sequence's part of a batch, in one layer: `count` tokens from row `row` on, at positions start, start + 1, ...
+// One sequence's part of a batch, in one layer: `count` tokens from row `row` on, at positions start, start + 1, ... Nobody asks for
+// what the first `skipped` of them find; the others' queries, and what they find, stand from row `query_row` on.
 struct Span {
   Ring ring;
   int row, count, start;
+  int skipped, query_row;
 };
 
 // static: a copy compiled for one instruction set must not be linked into another's place.

@@ -1,6 +1,7 @@
 #include "layer.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace ventoux {
 namespace {
@@ -18,7 +19,14 @@ Sequences::Sequences(const Cache& cache, std::vector<Part> parts) : cache_(cache
 
 const std::vector<Span>& Sequences::enter(int layer) {
   spans_.clear();
-  for (const Part& part : parts_) spans_.push_back({cache_.ring(part.slot, layer), part.row, part.count, part.start});
+  for (const Part& part : parts_) spans_.push_back({cache_.ring(part.slot, layer), part.row, part.count, part.start, 0, part.row});
+  return spans_;
+}
+
+const std::vector<Span>& Sequences::enter(int layer, const std::vector<int>& asked) {
+  enter(layer);
+  int row = 0;
+  for (size_t i = 0; i < spans_.size(); row += asked[i], i++) spans_[i].skipped = spans_[i].count - asked[i], spans_[i].query_row = row;
   return spans_;
 }
 
@@ -71,6 +79,25 @@ void Layer::mlp(Pass& pass) const {
     gated(pass.pool, a.normed + row, tokens, a.hidden, *weights_.gate, *weights_.up, a.gate, a.up, rounding_);
     add_down(pass, a.x + row, tokens);
   }
+}
+
+void Layer::run_asked(Pass& pass, const std::vector<Span>& spans) const {
+  Arrays& a = pass.arrays;
+  norm(pass, weights_.input_norm);
+  const Product keys[] = {{weights_.k, a.k}, {weights_.v, a.v}}, queries{weights_.q, a.q};
+  linear(pass.pool, a.normed, a.tokens, a.hidden, keys, 2, false, rounding_);
+  const size_t hidden = size_t(a.hidden);
+  int asked = 0;
+  for (const Span& span : spans)
+    for (int t = span.skipped; t < span.count; t++, asked++)
+      for (float* rows : {a.x, a.normed})  // upwards: what is written over has been moved, or is not asked for
+        std::memmove(rows + size_t(asked) * hidden, rows + size_t(span.row + t) * hidden, hidden * sizeof(float));
+  if (asked > 0) linear(pass.pool, a.normed, asked, a.hidden, &queries, 1, false, rounding_);
+  attend(pass, spans);
+  a.tokens = asked;
+  if (asked == 0) return;
+  project_o(pass);
+  mlp(pass);
 }
 
 void Layer::add_down(Pass& pass, float* x, int tokens) const {

@@ -30,6 +30,9 @@ class Sequences {
   Sequences(const Cache& cache, std::vector<Part> parts);
   // The spans in a layer, until the next call. Throws std::out_of_range when one has been freed, or there is no such layer.
   const std::vector<Span>& enter(int layer);
+  // The same where only the last tokens of each are asked for, so many of them.
+  const std::vector<Span>& enter(int layer, const std::vector<int>& asked);
+  const std::vector<Part>& parts() const { return parts_; }
 
  private:
   const Cache& cache_;
@@ -67,6 +70,10 @@ class Layer {
   void project_down(Pass& pass) const;     // gate = silu(gate) * up; x += down . gate
 
   void mlp(Pass& pass) const;  // the last two in one, which leave `up` as it is where that is faster
+
+  // All of it for the rows alone that the spans ask for, which are the first ones of x then, and all that the pass has. The others'
+  // k and v go to the spans, too.
+  void run_asked(Pass& pass, const std::vector<Span>& spans) const;
 
  private:
   void norm(Pass& pass, const std::vector<float>& weight) const;

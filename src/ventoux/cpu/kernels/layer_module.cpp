@@ -95,6 +95,23 @@ void run(const Layer& layer, BoundPass& pass) {
   layer.mlp(pass);
 }
 
+void run_asked(const Layer& layer, BoundPass& pass, Ints rows) {
+  check(layer, pass);
+  std::vector<int> asked;
+  size_t found = 0;
+  for (const auto& part : pass.sequences.parts()) {
+    const size_t first = found;
+    while (found < rows.shape(0) && rows.data()[found] < part.row + part.count) found++;
+    asked.push_back(int(found - first));
+    for (size_t i = first; i < found; i++)
+      require(rows.data()[i] == part.row + part.count - int(found - i), "rows must be the last ones of their spans, in order");
+  }
+  require(found == rows.shape(0), "rows must be the last ones of their spans, in order");
+  const std::vector<Span>& spans = pass.sequences.enter(layer.index(), asked);
+  nb::gil_scoped_release release;
+  if (pass.arrays.tokens > 0) layer.run_asked(pass, spans);
+}
+
 }  // namespace
 
 void bind_layer(nb::module_& m) {
@@ -111,7 +128,10 @@ void bind_layer(nb::module_& m) {
       .def("project_o", &run_part<&Layer::project_o>, "batch"_a, "x += o . attended")
       .def("project_gate_up", &run_part<&Layer::project_gate_up>, "batch"_a, "normed = norm(x); gate, up = their weights . normed")
       .def("project_down", &run_part<&Layer::project_down>, "batch"_a, "gate = silu(gate) * up; x += down . gate")
-      .def("run", &run, "batch"_a, "All five, in this order.");
+      .def("run", &run, "batch"_a, "All five, in this order.")
+      .def("run_asked", &run_asked, "batch"_a, "rows"_a,
+           "`run` for some rows alone, the last ones of their spans: they are x's first ones then, and the batch has no others. Keys and "
+           "values of all go into the cache.");
 }
 
 }  // namespace ventoux
