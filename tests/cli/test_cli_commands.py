@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import tiny
 
@@ -193,10 +194,17 @@ def test_bench_counts_the_work_of_the_reference_shapes(model):
     shape = bench.Shape(prompt=3, new=1, depth=2, streams=2)
     work = bench.Work.of(c, shape)
     same = tiny.tiny_model(vocab_size=32000, hidden_size=32, intermediate_size=32)
-    weights = sum(w.numel() for name, w in same.named_parameters() if "proj" in name)
-    keys = {p: min(p + 1, c.window) for p in range(6)}
-    scores = 2 * c.num_layers * c.num_heads * c.head_dim * sum(keys[p] for p in (2, 3, 4)) / 3
-    assert work.prefill_macs == pytest.approx(weights + scores)
+    matrices = {name: w.numel() for name, w in same.named_parameters() if "proj" in name}
+    weights, keys = sum(matrices.values()), {p: min(p + 1, c.window) for p in range(6)}
+    once = [
+        n
+        for name, n in matrices.items()
+        if f"layers.{c.num_layers - 1}." in name and name.split(".")[-2] not in ("k_proj", "v_proj")
+    ]
+    assert len(once) == 5, "of the last layer, the last token alone goes through q, o, gate, up and down"
+    scores = 2 * c.num_heads * c.head_dim * np.array([keys[p] for p in (2, 3, 4)])
+    attention = (c.num_layers - 1) * scores.mean() + scores[-1] / 3
+    assert work.prefill_macs == pytest.approx(weights - sum(once) * 2 / 3 + attention)
     assert work.decode_macs == weights + 32000 * 32 + 2 * c.num_layers * c.num_heads * c.head_dim * keys[5]
     assert work.step_kv_elements == 2 * 2 * c.num_layers * c.num_kv_heads * c.head_dim * keys[5]
 

@@ -52,8 +52,9 @@ class Shape:
 class Work:
     """What the model's matrices and attention have to do, whoever computes them.
 
-    prefill_macs      multiply-adds for a token of the prompt, on average: matrices, scores and sums of values; the
-                      output head stands outside, since it is run for the last token alone
+    prefill_macs      multiply-adds for a token of the prompt, on average: matrices, scores and sums of values; of the
+                      last layer only keys and values, since the rest of it, and the output head, which stands
+                      outside, are run for the last token alone
     decode_macs       the same for a token that is decoded, with the output head
     step_kv_elements  numbers of keys and values that a decode step of all streams reads, on average
     """
@@ -66,11 +67,14 @@ class Work:
     def of(cls, config: ModelConfig, shape: Shape) -> "Work":
         E, F, D = config.hidden_size, config.intermediate_size, config.head_dim
         H, K = config.num_heads, config.num_kv_heads
-        matrices = config.num_layers * (E * D * (2 * H + 2 * K) + 3 * E * F)
-        read = sum(seen(shape.depth, shape.depth + shape.prompt, window) for window in config.windows)
+        layer, keys, before = E * D * (2 * H + 2 * K) + 3 * E * F, 2 * E * D * K, config.num_layers - 1
+        matrices = config.num_layers * layer
+        end = shape.depth + shape.prompt
+        read = sum(seen(shape.depth, end, window) for window in config.windows[:-1])
+        last = layer - keys + 2 * H * D * seen(end - 1, end, config.windows[-1])  # of the last token
         decode = sum(seen(shape.length - shape.new, shape.length, window) for window in config.windows)
         return cls(
-            prefill_macs=matrices + 2 * H * D * read,
+            prefill_macs=before * layer + 2 * H * D * read + keys + last / shape.prompt,
             decode_macs=matrices + E * config.vocab_size + 2 * H * D * decode,
             step_kv_elements=shape.streams * 2 * K * D * decode,
         )
