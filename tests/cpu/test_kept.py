@@ -16,15 +16,13 @@ import pytest
 import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packed import IDS, load, logits
 
 from ventoux import checkpoint, mapped
-from ventoux.batch import Batch, Segment
 from ventoux.checkpoint.tensor import Tensor
 from ventoux.cpu import Backend, _kernels, kept, packing, settling, store
 from ventoux.errors import VentouxError
 from ventoux.quant import FORMATS, row_bytes
-
-IDS = [3, 14, 15, 92, 65, 35]
 
 
 @pytest.fixture
@@ -41,21 +39,6 @@ def place(tmp_path, monkeypatch):
 @pytest.fixture
 def model(tmp_path):
     return tiny.save_gguf(tiny.tiny_model(), tmp_path / "model.gguf", format="Q4_0")
-
-
-def load(path, **options):
-    """A backend, when its weights have been written or moved, if they are."""
-    read = checkpoint.read(path)
-    backend = Backend(read.config, read.tensors, **options)
-    for thread in threading.enumerate():
-        if isinstance(thread, packing.Writer | settling.Settler):
-            thread.join()
-    return backend
-
-
-def logits(backend):
-    cache = backend.new_cache()
-    return backend.forward(Batch.pack([Segment(cache.allocate(len(IDS)), 0, IDS, len(IDS))]), cache)
 
 
 def without(path, monkeypatch):

@@ -7,12 +7,11 @@ import threading
 import numpy as np
 import pytest
 import tiny
+from packed import load, logits
 
-from ventoux import checkpoint, mapped
-from ventoux.batch import Batch, Segment
-from ventoux.cpu import Backend, _kernels, machine, packing, settling
+from ventoux import mapped
+from ventoux.cpu import _kernels, machine, packing, settling
 
-IDS = [3, 14, 15, 92, 65, 35]
 GB = 1 << 30
 
 
@@ -38,20 +37,6 @@ def model(tmp_path, monkeypatch):
     load(path)
     (packed,) = (tmp_path / "cache" / "packed").iterdir()
     return path, packed
-
-
-def load(path):
-    read = checkpoint.read(path)
-    backend = Backend(read.config, read.tensors)
-    for thread in threading.enumerate():
-        if isinstance(thread, packing.Writer | settling.Settler):
-            thread.join()
-    return backend
-
-
-def logits(backend):
-    cache = backend.new_cache()
-    return backend.forward(Batch.pack([Segment(cache.allocate(len(IDS)), 0, IDS, len(IDS))]), cache)
 
 
 def places(backend):
@@ -87,7 +72,7 @@ sys.path[:0] = {tests!r}
 from ventoux.cpu import packing, settling
 packing.SMALLEST = settling.PAUSE = 0
 settling.HUGE_PAGES = type(settling.HUGE_PAGES)({offered!r})
-from cpu.test_settling import load, logits
+from packed import load, logits
 backend = load({path!r})
 os.truncate({packed!r}, 0)
 print(logits(backend).tobytes().hex())
