@@ -43,6 +43,11 @@ def places(backend):
     return [weight.packed.ctypes.data for weight in backend._weights.values()]
 
 
+def settle(weights):
+    for weight in weights:
+        weight.settle(_kernels.pages(weight.packed.nbytes, True))
+
+
 @pytest.fixture
 def parts(monkeypatch):
     """The mapped bytes of the weights of whatever is loaded."""
@@ -99,7 +104,7 @@ def test_kernels_run_while_weights_move(model, offered, isa, monkeypatch):
             backend = load(path)
             expected = logits(backend)
             weights = list(backend._weights.values())
-            mover = threading.Thread(target=lambda weights=weights: [weight.settle() for weight in weights])
+            mover = threading.Thread(target=settle, args=[weights])
             mover.start()
             while mover.is_alive():
                 np.testing.assert_array_equal(logits(backend), expected)
@@ -110,7 +115,7 @@ def test_what_was_packed_or_has_moved_stays(isa):
     data = np.arange(32 * 18 * 2, dtype=np.uint32).astype(np.uint8).reshape(32, 36)
     weight = _kernels.Weight(_kernels.Pool(1, isa), "Q4_0", 64, data)
     place = weight.packed.ctypes.data
-    weight.settle()
+    settle([weight])
     assert weight.packed.ctypes.data == place
 
 
@@ -130,18 +135,22 @@ def test_weights_stay_where_moving_gives_nothing(model, offered, parts, monkeypa
     assert places(backend) == [part.ctypes.data for part in parts]
 
 
-def test_where_memory_ends_after_all_the_rest_stays(offered):
-    moved = []
+def test_where_there_is_no_memory_after_all_they_stay(model, offered, parts, monkeypatch):
+    pages = _kernels.pages
+    monkeypatch.setattr(_kernels, "pages", lambda size, whole: pages(1 << 60 if whole else size, whole))
+    backend = load(model[0])
+    assert places(backend) == [part.ctypes.data for part in parts]
 
-    class Weight:
-        def settle(self):
-            if moved:
-                raise MemoryError
-            moved.append(self)
 
-    weights = [Weight() for _ in range(3)]
-    settling.Settler(weights, [np.zeros(64, np.uint8)] * 3).join()
-    assert moved == weights[:1]
+@pytest.mark.parametrize(("size", "at"), [(64, 0), (1088, 0), (1024, 8)])
+def test_memory_that_does_not_fit_is_refused(size, at):
+    data = np.ones((32, 18), np.uint8)
+    packed = _kernels.Weight(_kernels.Pool(1, "portable"), "Q4_0", 32, data).packed
+    weight = _kernels.Weight.mapped("Q4_0", 32, 32, packed)
+    memory = _kernels.pages(4096, False)[at:][: len(packed) if size == 1024 else size]
+    with pytest.raises(ValueError, match="memory "):
+        weight.settle(memory)
+    np.testing.assert_array_equal(weight.packed, packed)
 
 
 def test_a_process_that_ends_does_not_wait(model):

@@ -41,16 +41,20 @@ class Settler(threading.Thread):
         if not self._stopped.wait(PAUSE) and worth_it(self._parts):
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-            for weight, part in zip(self._weights, self._parts, strict=True):
-                if self._stopped.is_set():
-                    break
-                try:
-                    weight.settle()
-                except MemoryError:  # it stays where it is, and so do the others
-                    break
-                mapped.release(part)
+            with suppress(MemoryError):
+                self._move()
         del self._weights, self._parts
         atexit.unregister(self.stop)
+
+    def _move(self) -> None:
+        # One piece for all: small weights would lie in small pages again.
+        memory, at = _kernels.pages(sum(part.nbytes for part in self._parts), True), 0
+        for weight, part in zip(self._weights, self._parts, strict=True):
+            if self._stopped.is_set():
+                break
+            weight.settle(memory[at : at + part.nbytes])
+            mapped.release(part)
+            at += part.nbytes
 
     def stop(self) -> None:
         self._stopped.set()

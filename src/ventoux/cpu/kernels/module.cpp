@@ -50,6 +50,13 @@ Weight* mapped_weight(const std::string& format, int rows, int columns, Bytes pa
   return new Weight(format_of(format), rows, columns, packed.data());
 }
 
+void settle(Weight& weight, nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> memory) {
+  require(memory.shape(0) == Weight::memory_bytes(weight.format(), weight.rows(), weight.columns()), "memory of another size");
+  require(reinterpret_cast<uintptr_t>(memory.data()) % 64 == 0, "memory must begin at a multiple of 64");
+  nb::gil_scoped_release release;
+  weight.settle(memory.data());
+}
+
 nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>> packed_of(nb::handle self) {
   const Weight& w = nb::cast<const Weight&>(self);
   return {w.data(), {Weight::memory_bytes(w.format(), w.rows(), w.columns())}, self};
@@ -163,8 +170,8 @@ NB_MODULE(_kernels, m) {
            "data: uint8 [rows, bytes of a row]; logical row i is data[order[i]].")
       .def_static("mapped", &mapped_weight, "format"_a, "rows"_a, "columns"_a, "packed"_a.noconvert(), nb::keep_alive<0, 4>(),
                   "A weight whose memory is `packed`, uint8 [packed_bytes(...)], the bytes of another one's `packed`.")
-      .def("settle", &Weight::settle, nb::call_guard<nb::gil_scoped_release>(),
-           "Copy a mapped weight into memory of its own, in huge pages; kernels may run meanwhile.")
+      .def("settle", &settle, "memory"_a.noconvert(), nb::keep_alive<1, 2>(),
+           "Copy a mapped weight to `memory`, uint8 [packed_bytes(...)], which it uses from then on; kernels may run meanwhile.")
       .def_prop_ro("packed", &packed_of, "Its memory, uint8 [packed_bytes(...)], read-only.")
       .def_prop_ro("nbytes", &Weight::nbytes)
       .def_prop_ro("rows", &Weight::rows)

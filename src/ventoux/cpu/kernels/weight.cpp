@@ -165,12 +165,10 @@ Weight::Weight(Pool& pool, Format format, int rows, int columns, const uint8_t* 
   });
 }
 
-void Weight::settle() {
+void Weight::settle(uint8_t* memory) {
   if (memory_.data()) return;
-  Pages own(memory_bytes(format_, rows_, columns_), true);
-  std::memcpy(own.data(), data(), own.size());
-  memory_ = std::move(own);
-  data_.store(memory_.data(), std::memory_order_release);
+  std::memcpy(memory, data(), memory_bytes(format_, rows_, columns_));
+  data_.store(memory, std::memory_order_release);
 }
 
 Matrix Weight::matrix() const { return {format_, rows_, columns_, panels_, panel_bytes_, data()}; }

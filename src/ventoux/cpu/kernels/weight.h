@@ -17,9 +17,9 @@ class Weight {
   Weight(Pool& pool, Format format, int rows, int columns, const uint8_t* data, const int32_t* order);
   // The memory of an equal weight, kept elsewhere: `packed` is aligned to 64 bytes and outlives this weight.
   Weight(Format format, int rows, int columns, const uint8_t* packed);
-  // Copies what is kept elsewhere into memory of its own, in huge pages, from where the next kernels read it; those at work go on
-  // with what they have begun. Throws std::bad_alloc, and changes nothing then. One caller at a time.
-  void settle();
+  // Copies what is kept elsewhere to `memory`, which is as large and aligned and outlives this weight, and from where the next
+  // kernels read it; those at work go on with what they have begun. What was packed here stays. One caller at a time.
+  void settle(uint8_t* memory);
   // Bytes of a row in the file's layout, 0 when `columns` is no multiple of the format's block.
   static size_t row_bytes(Format format, int columns);
   // Bytes of a weight's memory: its panels and kSlack behind them, a multiple of 64.
