@@ -1,9 +1,11 @@
 """What only a process of its own shows: signals, pipes, terminals, exit statuses, what gets imported."""
 
+import json
 import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +20,24 @@ READY = r"\x1b\[\?2004h"  # prompt_toolkit wants pastes to be marked: it reads k
 COMMAND = [sys.executable, "-m", "ventoux"]
 
 
+@pytest.fixture(scope="module")
+def talkative(folder, tmp_path_factory):
+    """The same model with a context that takes seconds to fill: whoever interrupts its answer is in time."""
+    path = shutil.copytree(folder, tmp_path_factory.mktemp("talkative"), dirs_exist_ok=True)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 32768}))
+    return path
+
+
 def test_demo_runs_as_a_module(folder):
     done = subprocess.run([*COMMAND, "demo", folder, "--max_tokens", "2"], capture_output=True, text=True, check=True)
     assert done.stdout.count("=" * 21 + "\n") == 3
     assert done.stderr == ""
 
 
-def test_a_closed_pipe_is_quiet(folder):
+def test_a_closed_pipe_is_quiet(talkative):
     process = subprocess.Popen(
-        [*COMMAND, "generate", "Hello", "-m", folder, "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, "generate", "Hello", "-m", talkative, "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     process.stdout.read(1)
     process.stdout.close()
@@ -59,9 +70,9 @@ def test_streams_and_surroundings_that_are_broken_are_one_line_at_most(folder, s
     assert "error" not in done.stdout
 
 
-def test_ctrl_c_ends_generate_quietly(folder):
+def test_ctrl_c_ends_generate_quietly(talkative):
     process = subprocess.Popen(
-        [*COMMAND, "generate", "Hello", "-m", folder, "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, "generate", "Hello", "-m", talkative, "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     process.stdout.read(1)
     process.send_signal(signal.SIGINT)
@@ -82,9 +93,9 @@ def test_ctrl_c_ends_interactive_with_its_line(folder):
     assert process.returncode == 130
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(folder):
+def test_ctrl_c_stops_the_answer_and_not_the_program(talkative):
     process = subprocess.Popen(
-        [*COMMAND, "chat", "-m", folder, "--ignore-eos"],
+        [*COMMAND, "chat", "-m", talkative, "--ignore-eos"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -158,15 +169,16 @@ def test_chat_in_a_terminal(folder, tmp_path):
     assert "+two\n+lines\n" in (tmp_path / "chat-history").read_text()
 
 
-def test_ctrl_c_in_a_terminal_draws_nothing_twice(folder, tmp_path):
+def test_ctrl_c_in_a_terminal_draws_nothing_twice(talkative, tmp_path):
     env = {**os.environ, "VENTOUX_CACHE": str(tmp_path), "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
-    terminal = Terminal("chat", "-m", folder, "--ignore-eos", "--logit-bias", "400=100", env=env)
+    terminal = Terminal("chat", "-m", talkative, "--ignore-eos", "--logit-bias", "400=100", env=env)
     terminal.wait_for(READY)
     terminal.type("Hello\r")
     terminal.wait_for(r"\x1b\[\?2004l")  # prompt_toolkit gives the terminal back
     answer = terminal.wait_for("he he he")
-    terminal.process.send_signal(signal.SIGINT)  # it is not the session's leader, so the keys alone are only echoed
-    terminal.type("\x03")
+    terminal.type("\x03")  # first, as in life: the terminal throws away what it has not shown yet, then echoes
+    answer += terminal.wait_for(r"\^C")
+    terminal.process.send_signal(signal.SIGINT)  # it is not the session's leader, so the key alone sends none
     answer += terminal.wait_for(r"\(stopped\)")
     assert not re.search(r"\x1b\[\d*[A-HJK]", answer[answer.index("he he") :]), "the cursor only goes on"
     terminal.wait_for(READY)
