@@ -8,6 +8,7 @@ from torch.nn import functional
 from transformers.cache_utils import DynamicCache
 
 from ventoux.pytorch import MistralConfig, MistralForCausalLM, RollingCache
+from ventoux.pytorch.names import CACHE
 
 SHAPES = {
     "window 4": {},
@@ -100,7 +101,7 @@ def test_every_class_on_every_implementation(head, implementation, oracle):
         found, expected = mine(ids, **say), other(ids, position_ids=positions(mask), **say)
         assert set(expected) <= set(found)
         each = {"last_hidden_state", "start_logits", "end_logits"} | (set() if head in POOLED else {"logits"})
-        for name in set(expected) - {"past_key_values", "hidden_states"}:
+        for name in set(expected) - {CACHE, "hidden_states"}:
             real = mask.bool() if name in each else ...  # what stands at padding is nobody's
             close(found[name][real], expected[name][real])
         for a, b in zip(found.hidden_states, expected.hidden_states, strict=True):
@@ -110,6 +111,21 @@ def test_every_class_on_every_implementation(head, implementation, oracle):
             loss.backward()
         for a, b in zip(mine.parameters(), other.parameters(), strict=True):
             close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("head", ["Model", "ForCausalLM", "ForSequenceClassification"])
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_cache_goes_by_both_of_its_names(head, name):
+    model, ids = ours(head), tokens(1, 9)
+    with torch.no_grad():
+        first = model(ids[:, :6], attention_mask=torch.ones(1, 6))
+        found = model(ids[:, 6:], attention_mask=torch.ones(1, 9), **{name: first[CACHE]})
+        assert found[CACHE] is first[CACHE]
+        field = "last_hidden_state" if head == "Model" else "logits"
+        expected = model(ids)[field]
+        close(found[field], expected if head in POOLED else expected[:, 6:])
+        with pytest.raises(ValueError, match="past_key_values is another name of cache"):
+            model(ids, **{each: RollingCache(model.config) for each in ("cache", "past_key_values")})
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "ventoux", "flex_attention"])

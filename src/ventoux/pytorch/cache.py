@@ -184,8 +184,9 @@ class RollingLayer(CacheLayerMixin):
 class RollingCache(DynamicCache):
     """Keys and values of all layers, W positions each (a growing cache where the config has no window).
 
-    Pass it as `past_key_values`; `generate()` makes one where it would make a DynamicCache. W = 4096 and 8192 tokens:
-    half of what a full cache holds, and no more afterwards. A DynamicCache by kind, since tools take others for static.
+    Pass it as `cache` (`past_key_values` before transformers 5.24); `generate()` makes one where it would make a
+    DynamicCache. W = 4096 and 8192 tokens: half of what a full cache holds, and no more afterwards. A DynamicCache by
+    kind, since tools take others for static.
     """
 
     def __init__(self, config: MistralConfig) -> None:

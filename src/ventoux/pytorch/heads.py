@@ -15,6 +15,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from ventoux.pytorch.model import MistralModel, MistralPreTrainedModel
+from ventoux.pytorch.names import CACHE, takes_cache
 
 
 class _WithHead(MistralPreTrainedModel):
@@ -38,13 +39,14 @@ class MistralForSequenceClassification(_WithHead):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
@@ -59,7 +61,7 @@ class MistralForSequenceClassification(_WithHead):
         which the tokens after it would see.
         """
         last = self._last_tokens(input_ids, attention_mask, inputs_embeds)
-        outputs = self._features(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
+        outputs = self._features(input_ids, attention_mask, position_ids, cache, inputs_embeds, **kwargs)
         hidden = outputs.last_hidden_state
         logits = self.score(hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)])
         loss = None
@@ -68,7 +70,7 @@ class MistralForSequenceClassification(_WithHead):
         return SequenceClassifierOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -112,19 +114,20 @@ class MistralForTokenClassification(_WithHead):
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Any,
     ) -> TokenClassifierOutput:
         """As MistralModel, with logits [B, T, num_labels]; labels int64 [B, T], -100 for none."""
-        outputs = self._features(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
+        outputs = self._features(input_ids, attention_mask, position_ids, cache, inputs_embeds, **kwargs)
         logits = self.score(self.dropout(outputs.last_hidden_state))
         if labels is not None and labels.shape != logits.shape[:2]:
             raise ValueError(f"labels must be {list(logits.shape[:2])}, as the tokens are; found {list(labels.shape)}")
@@ -144,20 +147,21 @@ class MistralForQuestionAnswering(_WithHead):
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         **kwargs: Any,
     ) -> QuestionAnsweringModelOutput:
         """As MistralModel, with start_logits and end_logits [B, T]; start_positions and end_positions int64 [B]."""
-        outputs = self._features(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
+        outputs = self._features(input_ids, attention_mask, position_ids, cache, inputs_embeds, **kwargs)
         start, end = (each.squeeze(-1).contiguous() for each in self.qa_outputs(outputs.last_hidden_state).split(1, -1))
         loss = None
         if start_positions is not None and end_positions is not None:

@@ -119,7 +119,7 @@ def check_positions(position_ids: Tensor, attention_mask: Any) -> None:
         again = again & real[:, 1:] & real[:, :-1]
     if bool(again.any()):
         raise ValueError(
-            "positions begin anew within a row: packed sequences have neither attention_mask nor past_key_values, which"
+            "positions begin anew within a row: packed sequences have neither attention_mask nor cache, which"
             " would let them see each other"
         )
 
@@ -139,7 +139,7 @@ def attention_mask_for(
     config: MistralConfig,
     embeds: Tensor,
     attention_mask: Any,
-    past_key_values: Cache | None,
+    cache: Cache | None,
     segments: Tensor | None = None,
 ) -> Any:
     """What the attention implementation takes as its mask, for queries embeds [B, T, E].
@@ -151,9 +151,9 @@ def attention_mask_for(
     if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 and not attention_mask.is_floating_point():
         attention_mask = attention_mask.bool()  # 1 is seen; as numbers to add they would say nothing
     q_offset, kv_length, kv_offset = 0, T, 0
-    if past_key_values is not None:
-        q_offset = past_key_values.get_seq_length()
-        kv_length, kv_offset = past_key_values.get_mask_sizes(T, 0)
+    if cache is not None:
+        q_offset = cache.get_seq_length()
+        kv_length, kv_offset = cache.get_mask_sizes(T, 0)
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 4 and attention_mask.shape[3] > kv_length:
             return attention_mask[..., kv_offset : kv_offset + kv_length]  # the cache has let go of the others
     if attention_mask is not None and not (isinstance(attention_mask, Tensor) and attention_mask.dim() == 2):
@@ -161,7 +161,7 @@ def attention_mask_for(
     if implementation not in MASKS:
         return None
     window = config.sliding_window
-    ring = isinstance(past_key_values, RollingCache) and implementation != "eager"  # whose weights are shown in order
+    ring = isinstance(cache, RollingCache) and implementation != "eager"  # whose weights are shown in order
     if ring and T == 1 and _all_real(attention_mask, window):
         return None  # a ring holds nothing but what its next query sees
     visible = causal_mask_function if window is None else sliding_window_causal_mask_function(window)
@@ -169,7 +169,7 @@ def attention_mask_for(
         if implementation == NAME:
             return Bands(0, segments)
         visible = _within(segments, visible)
-    static = getattr(past_key_values, "is_compileable", False)
+    static = getattr(cache, "is_compileable", False)
     return MASKS[implementation](
         batch_size=B,
         q_length=T,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import MistralConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.utils.generic import can_return_tuple
@@ -16,6 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from ventoux.pytorch import masks
 from ventoux.pytorch.cache import RollingCache
 from ventoux.pytorch.modules import MistralDecoderLayer, MistralRMSNorm, rotation
+from ventoux.pytorch.names import CACHE, takes_cache
 
 _CHANGES_WITH_LENGTH = ("dynamic", "longrope")  # rotary frequencies that depend on how long the text is
 
@@ -28,7 +30,7 @@ class MistralPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["MistralDecoderLayer"]  # noqa: RUF012 (transformers' names and kinds)
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -81,13 +83,14 @@ class MistralModel(MistralPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
@@ -101,7 +104,7 @@ class MistralModel(MistralPreTrainedModel):
         position_ids         int64 [B, T]; by default each token's place among the real tokens of its row. Positions
                              that begin anew within a row, without a mask and a cache, mean packed sequences, which do
                              not see each other; so does cu_seq_lens_q, int [N + 1], where they begin and end
-        past_key_values      a transformers cache, advanced by T; made when use_cache and there is none
+        cache                a transformers cache, advanced by T; made when use_cache and there is none
         output_attentions    probabilities [B, H, T, S] of each layer, computed by the eager implementation
         output_hidden_states [B, T, E] before each layer, and after the last norm
 
@@ -114,12 +117,12 @@ class MistralModel(MistralPreTrainedModel):
         (batch, length), config = embeds.shape[:2], self.config
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        # continuous batching, transformers' generate_batch(), brings a cache under another name
-        alone = attention_mask is None and past_key_values is None and "cache" not in kwargs
-        position_ids, segments = self._packing(embeds, position_ids, alone=alone, **kwargs)
-        past_key_values, use_cache = self._caching(past_key_values, use_cache, packed=segments is not None)
+        alone = attention_mask is None and cache is None
+        paged = cache if isinstance(cache, PagedAttentionCache) else None  # of generate_batch(), which brings its masks
+        position_ids, segments = self._packing(embeds, position_ids, alone=alone, paged=paged is not None, **kwargs)
+        cache, use_cache = self._caching(None if paged else cache, use_cache, packed=segments is not None)
 
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past = cache.get_seq_length() if cache is not None else 0
         if not alone and position_ids is not None:
             masks.check_positions(position_ids, attention_mask)
         if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and isinstance(past, int):
@@ -132,7 +135,7 @@ class MistralModel(MistralPreTrainedModel):
             config=config,
             embeds=embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             segments=segments,
         )
         if segments is not None and implementation.startswith("flash"):
@@ -148,7 +151,7 @@ class MistralModel(MistralPreTrainedModel):
                 hidden_states,
                 position_embeddings=turn,
                 attention_mask=mask,
-                past_key_values=past_key_values,
+                cache=paged or cache,
                 implementation=implementation,
                 **kwargs,
             )
@@ -157,7 +160,7 @@ class MistralModel(MistralPreTrainedModel):
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
-            past_key_values=past_key_values if use_cache else None,
+            **{CACHE: cache if use_cache else None},
             hidden_states=(*all_hidden_states, hidden_states) if output_hidden_states else None,
             attentions=tuple(all_attentions) if output_attentions else None,
         )
@@ -168,14 +171,15 @@ class MistralModel(MistralPreTrainedModel):
         position_ids: Tensor | None,
         *,
         alone: bool,
+        paged: bool,
         cu_seq_lens_q: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Positions, and the number of each token's sequence where rows are packed; `alone`: no mask and no past."""
         if alone:
             return masks.packed(position_ids, cu_seq_lens_q, shape=embeds.shape[:2], device=embeds.device)
-        if cu_seq_lens_q is not None and "cache" not in kwargs:
-            raise ValueError("cu_seq_lens_q is for packed rows, which have neither attention_mask nor past_key_values")
+        if cu_seq_lens_q is not None and not paged:
+            raise ValueError("cu_seq_lens_q is for packed rows, which have neither attention_mask nor cache")
         return position_ids, None
 
     def _caching(self, past: Cache | None, use_cache: bool | None, *, packed: bool) -> tuple[Cache | None, bool]:
@@ -208,13 +212,14 @@ class MistralForCausalLM(MistralPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @takes_cache
     @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -233,7 +238,7 @@ class MistralForCausalLM(MistralPreTrainedModel, GenerationMixin):
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_attentions=output_attentions,
@@ -251,7 +256,7 @@ class MistralForCausalLM(MistralPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -263,7 +268,7 @@ class MistralForCausalLM(MistralPreTrainedModel, GenerationMixin):
 
         Raises ValueError for padding on the right, which would be generated from.
         """
-        mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get("past_key_values")
+        mask, cache = model_kwargs.get("attention_mask"), model_kwargs.get(CACHE)
         if generation_config.is_assistant and isinstance(mask, Tensor) and mask.dim() == 2:
             # transformers takes the assistant's padding from the ids; only what stands before the text is
             model_kwargs["attention_mask"] = mask = mask.long().cummax(-1).values
@@ -276,11 +281,11 @@ class MistralForCausalLM(MistralPreTrainedModel, GenerationMixin):
             None,
             "dynamic",
         )
-        if wanted and self.config.sliding_window is not None and model_kwargs.get("past_key_values") is None:
+        if wanted and self.config.sliding_window is not None and model_kwargs.get(CACHE) is None:
             cache = RollingCache(self.config)
             if generation_config.is_assistant:
                 cache.activate_past_recording()
-            model_kwargs["past_key_values"] = cache
+            model_kwargs[CACHE] = cache
             return
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
@@ -297,7 +302,7 @@ class MistralForCausalLM(MistralPreTrainedModel, GenerationMixin):
             config=config,
             embeds=inputs_embeds,
             attention_mask=mask,
-            past_key_values=kwargs.get("past_key_values"),
+            cache=kwargs.get(CACHE),
         )
 
 

@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from transformers import MistralConfig
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.modeling_utils import AttentionInterface
 
 from ventoux.pytorch.cache import RollingCache
 from ventoux.pytorch.flex import flex
+from ventoux.pytorch.names import CACHE
 
 ATTENTION = AttentionInterface()  # transformers' own table, with one entry of ours over it
 ATTENTION["flex_attention"] = flex
@@ -131,7 +133,7 @@ class MistralAttention(nn.Module):
         hidden_states: Tensor,
         position_embeddings: Rotation,
         attention_mask: Any = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         implementation: str | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
@@ -142,10 +144,15 @@ class MistralAttention(nn.Module):
         key = self.k_proj(hidden_states).view(B, T, -1, self.head_dim).transpose(1, 2)  # [B, K, T, D]
         value = self.v_proj(hidden_states).view(B, T, -1, self.head_dim).transpose(1, 2)
         query, key = rotated(query, *position_embeddings), rotated(key, *position_embeddings)
-        if past_key_values is not None:
+        if isinstance(cache, PagedAttentionCache):
+            if CACHE == "cache":
+                key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
+            else:  # transformers' attention over it does that itself
+                kwargs["cache"] = cache
+        elif cache is not None:
             # without a mask all keys count alike, in whatever order the ring has them
-            order = {"in_order": attention_mask is not None} if isinstance(past_key_values, RollingCache) else {}
-            key, value = past_key_values.update(key, value, self.layer_idx, **order)
+            order = {"in_order": attention_mask is not None} if isinstance(cache, RollingCache) else {}
+            key, value = cache.update(key, value, self.layer_idx, **order)
         attention = ATTENTION.get_interface(implementation, eager_attention)
         out, weights = attention(
             self,
