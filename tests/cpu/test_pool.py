@@ -66,12 +66,14 @@ def test_an_instruction_set_that_is_not_here_is_refused():
         _kernels.Pool(1, "avx1024")
 
 
-@pytest.mark.parametrize("threads", [2, 7])
-def test_every_task_runs_once(threads):
-    """Thousands of short rounds, more threads than cores: a lost or repeated task would show as a wrong sum."""
+@pytest.mark.parametrize("rows", [64, 1040])
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_every_task_runs_once(threads, rows):
+    """Thousands of short rounds, more threads than cores, fewer tasks than threads, threads that come late, whose
+    tasks others take: a lost or repeated task would show as a wrong sum."""
     pool = _kernels.Pool(threads, "portable")
-    weight = _kernels.Weight(pool, "F32", 1, np.ones((64, 1), np.float32).view(np.uint8))
-    y, x = np.zeros((1, 64), np.float32), np.ones((1, 1), np.float32)
+    weight = _kernels.Weight(pool, "F32", 1, np.ones((rows, 1), np.float32).view(np.uint8))
+    y, x = np.zeros((1, rows), np.float32), np.ones((1, 1), np.float32)
     for _ in range(3000):
         _kernels.linear(pool, x, [weight], [y], True, "f32")  # y += 1
-    np.testing.assert_array_equal(y, np.full((1, 64), 3000))
+    np.testing.assert_array_equal(y, np.full((1, rows), 3000))

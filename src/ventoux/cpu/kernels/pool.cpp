@@ -46,9 +46,34 @@ std::atomic<unsigned> forks{0};
 
 }  // namespace
 
+// The tasks [first, last) of a run that are one thread's until others have nothing left to do. Its owner takes them in their order: they
+// lie behind each other in memory, and what a kernel asks for ahead, at a task's end, is the next one's. Others take the last.
+class alignas(64) Share {
+ public:
+  void set(int first, int last) { range_ = uint64_t(first) << 32 | uint64_t(last); }
+  // -1: none is left.
+  int take_first() {
+    return take([](uint64_t first, uint64_t last) { return (first + 1) << 32 | last; }, [](uint64_t first, uint64_t) { return first; });
+  }
+  int take_last() {
+    return take([](uint64_t first, uint64_t last) { return first << 32 | (last - 1); }, [](uint64_t, uint64_t last) { return last - 1; });
+  }
+
+ private:
+  template <class Rest, class Taken>
+  int take(Rest rest, Taken taken) {
+    for (uint64_t range = range_;;) {
+      const uint64_t first = range >> 32, last = range & 0xffffffff;
+      if (first >= last) return -1;
+      if (range_.compare_exchange_weak(range, rest(first, last))) return int(taken(first, last));
+    }
+  }
+  std::atomic<uint64_t> range_{0};
+};
+
 class Crew {
  public:
-  explicit Crew(int workers) {
+  explicit Crew(int workers) : shares_(size_t(workers) + 1) {
     workers_.reserve(size_t(workers));
     try {
       for (int i = 1; i <= workers; i++) workers_.emplace_back([this, i] { serve(i); });
@@ -69,8 +94,8 @@ class Crew {
   std::mutex mutex_;
   std::condition_variable wake_;
   const Work* work_ = nullptr;
-  int tasks_ = 0;
-  std::atomic<int> next_{0}, active_{0};
+  std::vector<Share> shares_;  // of each thread, the caller being the first
+  std::atomic<int> active_{0};
   std::atomic<uint64_t> round_{0};
   std::atomic<bool> open_{false}, stop_{false};
 };
@@ -86,8 +111,9 @@ void Crew::stop() {
 
 void Crew::run(int tasks, Work work) {
   work_ = &work;
-  tasks_ = tasks;
-  next_ = 0;
+  const int64_t threads = int64_t(shares_.size());
+  const auto begin = [&](int64_t thread) { return int((tasks * thread + threads - 1) / threads); };
+  for (int64_t t = 0; t < threads; t++) shares_[size_t(t)].set(begin(t), begin(t + 1));
   open_ = true;
   {
     std::lock_guard<std::mutex> lock(mutex_);  // a worker that is about to sleep must not miss the new round
@@ -104,7 +130,12 @@ void Crew::run(int tasks, Work work) {
 }
 
 void Crew::take_tasks(int thread) {
-  for (int task; (task = next_++) < tasks_;) (*work_)(task, thread);
+  for (int task; (task = shares_[size_t(thread)].take_first()) >= 0;) (*work_)(task, thread);
+  // No share grows in a run: those of others are emptied one after the other.
+  for (size_t i = 1; i < shares_.size(); i++) {
+    Share& other = shares_[(size_t(thread) + i) % shares_.size()];
+    for (int task; (task = other.take_last()) >= 0;) (*work_)(task, thread);
+  }
 }
 
 void Crew::serve(int thread) {
