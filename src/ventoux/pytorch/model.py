@@ -120,7 +120,7 @@ class MistralModel(MistralPreTrainedModel):
         alone = attention_mask is None and cache is None
         paged = cache if isinstance(cache, PagedAttentionCache) else None  # of generate_batch(), which brings its masks
         position_ids, segments = self._packing(embeds, position_ids, alone=alone, paged=paged is not None, **kwargs)
-        cache, use_cache = self._caching(None if paged else cache, use_cache, packed=segments is not None)
+        cache, use_cache = self._caching(cache if paged is None else None, use_cache, packed=segments is not None)
 
         past = cache.get_seq_length() if cache is not None else 0
         if not alone and position_ids is not None:
@@ -151,7 +151,7 @@ class MistralModel(MistralPreTrainedModel):
                 hidden_states,
                 position_embeddings=turn,
                 attention_mask=mask,
-                cache=paged or cache,
+                cache=cache if paged is None else paged,
                 implementation=implementation,
                 **kwargs,
             )
