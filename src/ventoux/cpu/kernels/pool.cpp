@@ -52,23 +52,17 @@ class alignas(64) Share {
  public:
   void set(int first, int last) { range_ = uint64_t(first) << 32 | uint64_t(last); }
   // -1: none is left.
-  int take_first() {
-    return take([](uint64_t first, uint64_t last) { return (first + 1) << 32 | last; }, [](uint64_t first, uint64_t) { return first; });
-  }
-  int take_last() {
-    return take([](uint64_t first, uint64_t last) { return first << 32 | (last - 1); }, [](uint64_t, uint64_t last) { return last - 1; });
-  }
-
- private:
-  template <class Rest, class Taken>
-  int take(Rest rest, Taken taken) {
+  int take(bool own) {
     for (uint64_t range = range_;;) {
       const uint64_t first = range >> 32, last = range & 0xffffffff;
       if (first >= last) return -1;
-      if (range_.compare_exchange_weak(range, rest(first, last))) return int(taken(first, last));
+      const uint64_t rest = own ? (first + 1) << 32 | last : first << 32 | (last - 1);
+      if (range_.compare_exchange_weak(range, rest)) return int(own ? first : last - 1);
     }
   }
-  std::atomic<uint64_t> range_{0};
+
+ private:
+  std::atomic<uint64_t> range_{0};  // first in the upper half, so that both are read and changed at once
 };
 
 class Crew {
@@ -130,11 +124,11 @@ void Crew::run(int tasks, Work work) {
 }
 
 void Crew::take_tasks(int thread) {
-  for (int task; (task = shares_[size_t(thread)].take_first()) >= 0;) (*work_)(task, thread);
+  for (int task; (task = shares_[size_t(thread)].take(true)) >= 0;) (*work_)(task, thread);
   // No share grows in a run: those of others are emptied one after the other.
   for (size_t i = 1; i < shares_.size(); i++) {
     Share& other = shares_[(size_t(thread) + i) % shares_.size()];
-    for (int task; (task = other.take_last()) >= 0;) (*work_)(task, thread);
+    for (int task; (task = other.take(false)) >= 0;) (*work_)(task, thread);
   }
 }
 
