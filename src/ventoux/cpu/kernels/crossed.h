@@ -11,7 +11,6 @@
 // 120): what that adds is in the same two parts. Two panels share a broadcast activation, for loading is as scarce as multiplying.
 #pragma once
 
-#include "elementwise.h"
 #include "quantized.h"
 #include "tiles.h"
 
@@ -19,7 +18,7 @@ namespace ventoux {
 namespace {
 
 template <Format f>
-constexpr bool can_cross = kHasCrossed && layout(f).bits == 4;
+constexpr bool crosses_bytes = kHasCrossed && layout(f).bits == 4 && layout(f).per_block == 1;
 
 constexpr int kUp = 120, kDown = 8;  // of the odd lines' quants, and of the even ones'
 constexpr int kCrossedLimit = 120;   // of an activation: x + w + 120 is in [0, 255], y + v - 8 in [-128, 127]
@@ -187,60 +186,17 @@ inline void crossed_tile(const CrossedStrip* w, const Activations& x, size_t at,
   totals.store_to(to);
 }
 
-// --- a part of a matrix ---
-
-// Of so many tokens what a few pairs of panels gave waits between strips, in L2.
-constexpr int kCrossedTokens = 22 * kWidestTile, kPairs = 4;
-
-struct CrossedScratch {
-  CrossedStrip strips[2];
-  alignas(64) float partial[kPairs][kCrossedTokens][2 * kPanel];
-};
-static_assert(sizeof(CrossedScratch) <= kScratchBytes, "kScratchBytes is too small");
-
-// Panels [panel0, panel1) two by two, or of two matrices: silu(w . x) * (up . x).
-template <Format f, bool gated>
-inline void crossed_of(const Matrix& w, const Matrix& up, const Activations& x, float* y, bool add_to, int panel0, int panel1,
-                       CrossedScratch& scratch) {
-  constexpr int step = gated ? 1 : 2;  // panels of w in a pair
-  constexpr Layout l = layout(f);
-  const int groups = w.columns / l.group;
-  const ptrdiff_t panel_bytes = ptrdiff_t(w.panel_bytes), strip_bytes = kCrossedGroups / l.per_block * l.block_bytes();
-  // A last panel without a second one goes twice.
-  const auto second_of = [&](int p) {
-    return gated ? up.data + size_t(p) * w.panel_bytes : w.data + size_t(p + 1 < panel1 ? p + 1 : p) * w.panel_bytes;
-  };
-  const auto write = [&](int p, int token, float* sums) {
-    float* to = y + size_t(token) * size_t(w.rows) + size_t(p) * kPanel;
-    if (gated) swiglu(sums, sums + kPanel, kPanel);
-    finish(to, w.rows - p * kPanel, add_to, load(sums));
-    if (!gated && p + 1 < panel1) finish(to + kPanel, w.rows - (p + 1) * kPanel, add_to, load(sums + kPanel));
-  };
-  // Blocks of tokens have about the same size, for each of them unpacks the weights anew.
-  const int blocks = (x.tokens + kCrossedTokens - 1) / kCrossedTokens;
-  const int block = ((x.tokens + blocks - 1) / blocks + kWidestTile - 1) / kWidestTile * kWidestTile;
-  for (int token0 = 0; token0 < x.tokens; token0 += block) {
-    const int token1 = token0 + block < x.tokens ? token0 + block : x.tokens;
-    for (int first = panel0; first < panel1; first += step * kPairs) {
-      const int end = first + step * kPairs < panel1 ? first + step * kPairs : panel1;
-      for (int g0 = 0; g0 < groups; g0 += kCrossedGroups) {
-        const int n = g0 + kCrossedGroups < groups ? kCrossedGroups : groups - g0;
-        for (int p = first; p < end; p += step) {
-          const ptrdiff_t next = p + step < end ? step * panel_bytes : (first - p) * panel_bytes + strip_bytes;
-          unpack_crossed<f>(w.data + size_t(p) * w.panel_bytes, g0, n, next, scratch.strips[0]);
-          unpack_crossed<f>(second_of(p), g0, n, next, scratch.strips[1]);
-          auto* partial = scratch.partial[(p - first) / step];
-          for_each_tile<kCrossedTile>(token0, token1, [&](int t, auto size) {
-            constexpr int MT = decltype(size)::value;
-            crossed_tile<f, MT>(scratch.strips, x, size_t(t) * size_t(groups) + size_t(g0) * MT, n, partial[t - token0], g0 == 0);
-          });
-        }
-      }
-      for (int t = token0; t < token1; t++)
-        for (int p = first; p < end; p += step) write(p, t, scratch.partial[(p - first) / step][t - token0]);
-    }
+// How two_panels.h multiplies formats of 4 bits.
+template <Format f>
+struct CrossedBytes {
+  using Strip = CrossedStrip;
+  static constexpr int kGroup = layout(f).group, kGroups = kCrossedGroups;
+  static void unpack(const uint8_t* panel, int g0, int n, ptrdiff_t next, Strip& to) { unpack_crossed<f>(panel, g0, n, next, to); }
+  template <int MT>
+  static void tile(const Strip* w, const Activations& x, size_t at, int groups, float* to, bool first) {
+    crossed_tile<f, MT>(w, x, at, groups, to, first);
   }
-}
+};
 
 }  // namespace
 }  // namespace ventoux

@@ -38,16 +38,24 @@ enum class Rounding : int { None, Int16, Mixed };
 //   in pairs:  low    [tile][group][column / 2][token of the tile], two int16 in an int32: of columns 0 and 2, 1 and 3, ...
 //              scale  [tile][group][token of the tile]: an activation is int16 * scale
 //              no group has a high part, and no such weight a minimum or an offset
+//   super-blocks: low [tile][super-block][kSuperWords][token of the tile], two int16 in an int32: superblock.h says which
+//              scale  [tile][super-block][token of the tile]: an activation is int16 * scale
+//              sum    [tile][super-block][token of the tile]: what its words of sums are multiplied with
+//              start  [tile][super-block][kSuperStarts][token of the tile]: the activations' part of the sums of 64 columns that
+//                     superblock.h needs
 // A tile that starts at token t starts at offset t * (a token's length) in each array.
 //
 // A group of a token is rounded to 8 bits, or to 16 when its largest activation stands out of the row: such groups make
 // nearly all of the error that 8 bits would (https://arxiv.org/abs/2208.07339 found so too; docs/performance.md has
-// figures). Which of them, the row alone decides. Both parts are multiplied as int8 and added as integers.
+// figures). Which of them, the row alone decides. Both parts are multiplied as int8 and added as integers. Formats with super-blocks
+// take all activations in 14 bits where that is faster (superblock.h).
+constexpr int kSuperBlock = 256, kSuperWords = 132, kSuperStarts = 4;
 struct Form {  // how activations are regrouped for weights of a format
   int group;   // columns that share a scale; 0 for floats, which are bf16 in pairs
   bool pairs;
   int offset;  // of the weights' quants: a weight is scale * (quant - offset), or scale * quant - minimum where it is 0
   bool crossed;  // many tokens are multiplied as crossed.h says, which leaves 8 bits a smaller range
+  bool superblocks() const { return group == kSuperBlock; }
   bool operator==(const Form& other) const {
     return group == other.group && pairs == other.pairs && offset == other.offset && crossed == other.crossed;
   }

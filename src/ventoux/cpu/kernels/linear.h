@@ -5,7 +5,7 @@
 #pragma once
 
 #include "bf16.h"
-#include "crossed.h"
+#include "two_panels.h"
 
 namespace ventoux {
 namespace {
@@ -135,6 +135,8 @@ inline bool from_panels(Form form, int tokens) {
 // One panel as it lies . a tile of tokens, of which t is the first.
 template <Format f, int MT>
 inline void tile_of(const uint8_t* panel, const Activations& x, int t, float* totals) {
+  if constexpr (has_superblocks<f>)
+    if (x.form.superblocks()) return superblock_tile<f, MT>(panel, x, t, totals);
   if constexpr (f == Format::BF16) bf16_tile<f, MT>(panel, x.low + size_t(t) * size_t((x.columns + 1) / 2), (x.columns + 1) / 2, totals);
   else panel_tile<f, MT>(panel, x, size_t(t) * size_t(x.columns / layout(f).group), totals);
 }
@@ -190,7 +192,7 @@ inline void panels_of(const Matrix& w, const Matrix& up, const Activations& x, f
 template <Format f>
 inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, uint8_t* scratch) {
   if constexpr (can_cross<f>)
-    if (crosses(x.form, x.tokens)) return crossed_of<f, false>(w, w, x, y, add_to, panel0, panel1, *(CrossedScratch*)scratch);
+    if (crosses(x.form, x.tokens)) return crossed_of<f, false>(w, w, x, y, add_to, panel0, panel1, scratch);
   if (from_panels<f>(x.form, x.tokens)) {
     if constexpr (layout(f).bits > 0 || (f == Format::BF16 && kHasBf16)) panels_of<f, false>(w, w, x, y, add_to, panel0, panel1);
     return;
@@ -246,7 +248,7 @@ inline void gated(const Matrix& gate, const Matrix& up, const Activations& x, fl
   of_format(gate.format, [&](auto f) {
     constexpr Format format = f.value;
     if constexpr (can_cross<format>)
-      if (crosses(x.form, x.tokens)) return crossed_of<format, true>(gate, up, x, y, false, panel0, panel1, *(CrossedScratch*)scratch);
+      if (crosses(x.form, x.tokens)) return crossed_of<format, true>(gate, up, x, y, false, panel0, panel1, scratch);
     if constexpr (layout(format).bits > 0 || (format == Format::BF16 && kHasBf16))
       panels_of<format, true>(gate, up, x, y, false, panel0, panel1);
   });

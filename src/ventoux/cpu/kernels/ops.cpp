@@ -22,38 +22,42 @@ size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 constexpr int kForms = 8;  // floats, bf16, and those of the block formats: more than any instruction set has
 
-// Activations of some tokens in one form, in memory from `at` on; moves `at` behind them.
-Activations place(int tokens, int columns, Form form, uint8_t*& at) {
-  Activations a{tokens, columns, form, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+// Bytes of each of a form's arrays.
+struct Sizes {
+  size_t x, low, high, scale, sum, start, wide;
+};
+Sizes sizes_of(int tokens, int columns, Form form) {
   const size_t n = size_t(tokens) * size_t(columns), pairs = size_t(tokens) * (size_t(columns + 1) / 2);
-  const auto take = [&](size_t bytes) {
-    uint8_t* p = at;
-    at += padded(bytes);
-    return p;
-  };
-  if (form.group == 0) {
-    if (form.pairs) a.low = (int32_t*)take(pairs * 4);
-    else a.x = (float*)take(n * 4);
-    return a;
-  }
+  if (form.group == 0) return form.pairs ? Sizes{0, pairs * 4, 0, 0, 0, 0, 0} : Sizes{n * 4, 0, 0, 0, 0, 0, 0};
   const size_t groups = n / size_t(form.group);
-  a.low = (int32_t*)take(form.pairs ? 2 * n : n);
-  a.scale = (float*)take(groups * 4);
-  if (form.offset || form.crossed) a.start = (int32_t*)take(groups * 4);
-  if (!form.offset) a.sum = (float*)take(groups * 4);
-  if (!form.pairs) {
-    a.high = (int32_t*)take(n);
-    a.wide = (uint16_t*)take(groups * 2);
-  }
-  return a;
+  if (form.superblocks()) return {0, groups * kSuperWords * 4, 0, groups * 4, groups * 4, groups * kSuperStarts * 4, 0};
+  const size_t sum = form.offset ? 0 : groups * 4, start = form.offset || form.crossed ? groups * 4 : 0;
+  if (form.pairs) return {0, 2 * n, 0, groups * 4, sum, start, 0};
+  return {0, n, n, groups * 4, sum, start, groups * 2};
 }
 
 size_t placed_bytes(int tokens, int columns, Form form) {
-  const size_t n = size_t(tokens) * size_t(columns);
-  if (form.group == 0) return padded(form.pairs ? size_t(tokens) * (size_t(columns + 1) / 2) * 4 : n * 4);
-  const size_t groups = n / size_t(form.group);
-  const size_t always = padded(form.pairs ? 2 * n : n) + (!form.offset && form.crossed ? 3 : 2) * padded(groups * 4);
-  return form.pairs ? always : always + padded(n) + padded(groups * 2);
+  const Sizes s = sizes_of(tokens, columns, form);
+  return padded(s.x) + padded(s.low) + padded(s.high) + padded(s.scale) + padded(s.sum) + padded(s.start) + padded(s.wide);
+}
+
+// Activations of some tokens in one form, in memory from `at` on; moves `at` behind them.
+Activations place(int tokens, int columns, Form form, uint8_t*& at) {
+  const auto take = [&](size_t bytes) {
+    uint8_t* p = at;
+    at += padded(bytes);
+    return bytes ? p : nullptr;
+  };
+  const Sizes s = sizes_of(tokens, columns, form);
+  Activations a{tokens, columns, form, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  a.x = (float*)take(s.x);
+  a.low = (int32_t*)take(s.low);
+  a.high = (int32_t*)take(s.high);
+  a.scale = (float*)take(s.scale);
+  a.sum = (float*)take(s.sum);
+  a.start = (int32_t*)take(s.start);
+  a.wide = (uint16_t*)take(s.wide);
+  return a;
 }
 
 Activations regrouped(Pool& pool, const float* x, int tokens, int columns, Form form, Rounding rounding, uint8_t*& memory) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "crossed.h"
+#include "superblock.h"
 #include "tiles.h"
 
 namespace ventoux {
@@ -125,6 +126,74 @@ inline void regroup_quantized(const float* x, const Activations& to, Rounding ro
   }
 }
 
+// A token's super-block of activations as integers, kSuperLimit at most, and the sums of each 32 of them in `unit`.
+struct QuantizedSuperBlock {
+  alignas(64) int16_t whole[kSuperBlock];
+  int16_t sums[kSuperBlock / 32];
+  float scale, unit;
+};
+inline QuantizedSuperBlock quantize_superblock(const float* x, bool finite) {
+  Floats largest = splat(0), not_finite = splat(0);
+  for (int c = 0; c < kSuperBlock; c += kPanel) {
+    largest = max(largest, abs(load(x + c)));
+    if (!finite) not_finite = fma(load(x + c), splat(0), not_finite);
+  }
+  QuantizedSuperBlock to;
+  if (!finite && reduce_add(not_finite) != 0) {  // as in quantize_group
+    to = QuantizedSuperBlock{};
+    to.scale = __builtin_nanf("");
+    return to;
+  }
+  const float most = reduce_max(largest);
+  const Floats inverse = splat(most > 1e-30f ? float(kSuperLimit) / most : 0);
+  float sums[kSuperBlock / 32], most_of_sums = 0;
+  for (int g = 0; g < kSuperBlock / 32; g++) {
+    const Floats one = round(mul(load(x + g * 32), inverse)), other = round(mul(load(x + g * 32 + kPanel), inverse));
+    float whole[32];
+    store(whole, one), store(whole + kPanel, other);
+    for (int i = 0; i < 32; i++) to.whole[g * 32 + i] = int16_t(int(whole[i]));
+    sums[g] = reduce_add(add(one, other));
+    most_of_sums = sums[g] > most_of_sums ? sums[g] : -sums[g] > most_of_sums ? -sums[g] : most_of_sums;
+  }
+  to.unit = 1;
+  while (most_of_sums > 32767 * to.unit) to.unit *= 2;
+  for (int g = 0; g < kSuperBlock / 32; g++) to.sums[g] = int16_t(__builtin_rintf(sums[g] / to.unit));
+  to.scale = most / float(kSuperLimit);
+  return to;
+}
+
+// The token's words, next to those of the tile's others.
+template <int MT>
+inline void place_superblock(const QuantizedSuperBlock& from, int32_t* words, int32_t* start) {
+  const auto word = [](int16_t low, int16_t high) { return int32_t(uint16_t(low) | uint32_t(uint16_t(high)) << 16); };
+  for (int c = 0; c < kSuperBlock; c += 4, words += 2 * MT) {
+    words[0] = word(from.whole[c], from.whole[c + 2]);
+    words[MT] = word(from.whole[c + 1], from.whole[c + 3]);
+  }
+  for (int g = 0; g < kSuperBlock / 32; g += 2, words += MT) *words = word(from.sums[g], from.sums[g + 1]);
+  for (int c = 0; c < kSuperBlock; c += kSmallestPart, start += MT) {
+    uint32_t sum = 0;  // may wrap, as all of these sums may
+    for (int i = c; i < c + kSmallestPart; i += 2) sum += uint32_t(from.whole[i] * from.whole[i + 1]);
+    *start = int32_t(0 - sum);
+  }
+}
+
+template <int MT>
+inline void regroup_superblocks(const float* x, const Activations& to, int token) {
+  const size_t columns = size_t(to.columns), blocks = columns / kSuperBlock;
+  bool finite[MT];
+  for (int t = 0; t < MT; t++) finite[t] = row_of(x + (token + t) * columns, columns, Rounding::Int16, 1).finite;
+  for (size_t b = 0; b < blocks; b++) {
+    const size_t at = token * blocks + b * MT;
+    for (int t = 0; t < MT; t++) {
+      const QuantizedSuperBlock made = quantize_superblock(x + (token + t) * columns + b * kSuperBlock, finite[t]);
+      to.scale[at + t] = made.scale;
+      to.sum[at + t] = made.scale * made.unit;
+      place_superblock<MT>(made, to.low + at * kSuperWords + t, to.start + at * kSuperStarts + t);
+    }
+  }
+}
+
 template <int MT>
 inline void regroup_floats(const float* x, const Activations& to, int token) {
   const size_t columns = size_t(to.columns);
@@ -162,7 +231,11 @@ inline void regroup_bf16(const float* x, const Activations& to, int token) {
 }
 
 inline void regroup(const float* x, const Activations& to, Rounding rounding, int first, int last) {
-  if (crosses(to.form, to.tokens)) {
+  if (to.form.superblocks()) {
+    const auto visit = [&](int t, auto size) { regroup_superblocks<decltype(size)::value>(x, to, t); };
+    if (crosses(to.form, to.tokens)) for_each_tile<kCrossedTile>(first, last, visit);
+    else for_each_tile<kQuantizedTile>(first, last, visit);
+  } else if (crosses(to.form, to.tokens)) {
     for_each_tile<kCrossedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value, 32, true>(x, to, rounding, t); });
   } else if (to.form.group == 32) {
     for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value, 32, false>(x, to, rounding, t); });

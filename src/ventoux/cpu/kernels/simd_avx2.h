@@ -27,6 +27,8 @@ constexpr bool kHasCrossed = false;
 constexpr bool adds_beside() { return false; }
 template <Format f>
 struct Crossed;  // of simd_avx512.h alone
+template <Format f>
+struct Shorts;  // of simd_avx512.h alone
 constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
 // Bits of weights that are multiplied with 16 bits of an activation at once: for vpmaddubsw signed bytes would need their
 // signs moved to the activations, and widening for each product, which takes as long.

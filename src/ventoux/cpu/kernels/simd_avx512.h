@@ -165,6 +165,29 @@ struct Crossed {
   }
 };
 
+// Products of 16-bit integers, two columns of 16 rows at once, which superblock.h multiplies with.
+template <>
+struct Straight<16> {
+  static Ints add(Ints sum, Bytes w, int32_t pair) { return {_mm512_dpwssd_epi32(sum.v, w.v, _mm512_set1_epi32(pair))}; }
+};
+template <Format f>
+struct Shorts {
+  // Bytes 0 and 2, or 1 and 3, of each four.
+  static Bytes even(Bytes x) { return {_mm512_and_si512(x.v, _mm512_set1_epi16(255))}; }
+  static Bytes odd(Bytes x) { return {_mm512_srli_epi16(x.v, 8)}; }
+  static Bytes splat(int16_t x) { return {_mm512_set1_epi16(x)}; }
+  static Bytes splat_word(int32_t x) { return {_mm512_set1_epi32(x)}; }
+  static Bytes add(Bytes x, Bytes y) { return {_mm512_add_epi16(x.v, y.v)}; }
+  static Bytes mul(Bytes x, Bytes y) { return {_mm512_mullo_epi16(x.v, y.v)}; }
+  static Ints mul(Ints x, Ints y) { return {_mm512_mullo_epi32(x.v, y.v)}; }
+  static Ints minus(Ints x) { return {_mm512_sub_epi32(_mm512_setzero_si512(), x.v)}; }
+  static Ints add_products(Ints sum, Bytes x, Bytes y) { return {_mm512_dpwssd_epi32(sum.v, x.v, y.v)}; }
+  static Ints load_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
+  static Ints load_i8(const uint8_t* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
+  // The lower halves of both in one.
+  static Bytes both(Ints x, Ints y) { return {_mm512_mask_blend_epi16(0xaaaaaaaau, x.v, _mm512_slli_epi32(y.v, 16))}; }
+};
+
 // Products of bf16, two columns of 16 rows at once; of AVX512_BF16, which not every machine with AVX-512 has. Numbers below 1e-38
 // count as zero.
 constexpr bool kHasBf16 = true;

@@ -27,6 +27,8 @@ constexpr bool kHasCrossed = false;
 constexpr bool adds_beside() { return false; }
 template <Format f>
 struct Crossed;  // of simd_avx512.h alone
+template <Format f>
+struct Shorts;  // of simd_avx512.h alone
 constexpr int kSignedOffset = 0;
 constexpr bool in_pairs(int) { return false; }
 constexpr bool straight(int) { return false; }

@@ -13,7 +13,9 @@ inline Form form(Format f, Rounding rounding) {
   const Layout l = layout(f);
   if (rounding == Rounding::None || (f == Format::BF16 && rounding == Rounding::Int16)) return Form{0, false, 0, false};
   if (!l.bits) return Form{0, f == Format::BF16 && multiplies_bf16(), 0, false};
-  return Form{l.group, in_pairs(l.bits), offset(f), l.bits == 4 && rounding == Rounding::Mixed && adds_beside()};
+  const bool crossed = kHasCrossed && rounding == Rounding::Mixed && adds_beside();
+  if (crossed && l.per_block > 1) return Form{kSuperBlock, true, 0, true};
+  return Form{l.group, in_pairs(l.bits), offset(f), crossed && l.bits == 4};
 }
 
 // Words of a token's activations in a group, each multiplied with one line: of four columns, or of two in pairs.
@@ -83,6 +85,12 @@ struct Sums {
     sum = add_ints(sum, that.sum);
     rest.add(that.rest);
   }
+  // Those, each row of them so many times.
+  template <Format f>
+  void add_times(const Sums& that, Ints times) {
+    sum = add_ints(sum, Shorts<f>::mul(that.sum, times));
+    rest.template add_times<f>(that.rest, times);
+  }
   // These, 256 times what they were, and those.
   void add_to_256(const Sums& that) {
     sum = add_256(that.sum, sum);
@@ -113,6 +121,8 @@ struct Sums<0> {
   template <int kBits>
   void add_line(Bytes, const int32_t*) {}
   void add(const Sums&) {}
+  template <Format f>
+  void add_times(const Sums&, Ints) {}
   void add_to_256(const Sums&) {}
   void add_256_of(const int32_t*, const uint16_t*) {}
   void store_to(int32_t*) const {}
