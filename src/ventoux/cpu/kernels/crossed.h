@@ -63,20 +63,20 @@ inline void unpack_crossed(const uint8_t* panel, int g0, int n, ptrdiff_t next, 
   }
 }
 
-// Sums of a group in two panels, for n tokens.
-template <Format f, int n>
+// Sums in two panels for n tokens, of bytes or of what else Arithmetic adds and multiplies.
+template <class Arithmetic, int n>
 struct PairSums {
-  using C = Crossed<f>;
+  using A = Arithmetic;
   Ints first, second;
-  PairSums<f, n - 1> rest;
+  PairSums<A, n - 1> rest;
   PairSums(Ints one, Ints other) : first(one), second(other), rest(one, other) {}
   PairSums(Ints one, Ints other, const int32_t* start)
       : first(add_ints(one, splat_ints(*start))), second(add_ints(other, splat_ints(*start))), rest(one, other, start + 1) {}
   // Two lines of each panel with words of the tokens, `step` apart.
   void add(Bytes even, Bytes odd, Bytes other_even, Bytes other_odd, const int32_t* words, int step) {
-    const Bytes x = C::splat_word(words[0]), y = C::splat_word(words[step]);
-    first = C::add_products(first, C::add(odd, x), C::add(even, y));
-    second = C::add_products(second, C::add(other_odd, x), C::add(other_even, y));
+    const Bytes x = A::splat_word(words[0]), y = A::splat_word(words[step]);
+    first = A::add_products(first, A::add(odd, x), A::add(even, y));
+    second = A::add_products(second, A::add(other_odd, x), A::add(other_even, y));
     rest.add(even, odd, other_even, other_odd, words + 1, step);
   }
   // 256 times what they were, and the starts.
@@ -92,8 +92,8 @@ struct PairSums {
     rest.add_from(sums, place + 1);
   }
 };
-template <Format f>
-struct PairSums<f, 0> {
+template <class Arithmetic>
+struct PairSums<Arithmetic, 0> {
   PairSums(Ints, Ints) {}
   PairSums(Ints, Ints, const int32_t*) {}
   void add(Bytes, Bytes, Bytes, Bytes, const int32_t*, int) {}
@@ -113,7 +113,7 @@ struct PairTotals {
     store(to + kPanel, second);
     rest.store_to(to + 2 * kPanel);
   }
-  void add(const PairSums<f, n>& sums, const float* scale, const float* other_scale, const float* min, const float* other_min,
+  void add(const PairSums<Crossed<f>, n>& sums, const float* scale, const float* other_scale, const float* min, const float* other_min,
            const float* x_scale, const float* x_sum) {
     first = add_group<f>(first, sums.first, load(scale), kMin<f> ? load(min) : splat(0), *x_scale, x_sum);
     second = add_group<f>(second, sums.second, load(other_scale), kMin<f> ? load(other_min) : splat(0), *x_scale, x_sum);
@@ -124,12 +124,12 @@ template <Format f>
 struct PairTotals<f, 0> {
   PairTotals(const float*, bool) {}
   void store_to(float*) const {}
-  void add(const PairSums<f, 0>&, const float*, const float*, const float*, const float*, const float*, const float*) {}
+  void add(const PairSums<Crossed<f>, 0>&, const float*, const float*, const float*, const float*, const float*, const float*) {}
 };
 
 // Group g of two strips with n tokens of a tile of MT, added to their sums.
 template <Format f, int MT, int n>
-inline PairSums<f, n> add_crossed(PairSums<f, n> sums, const CrossedStrip* w, int g, const int32_t* words) {
+inline PairSums<Crossed<f>, n> add_crossed(PairSums<Crossed<f>, n> sums, const CrossedStrip* w, int g, const int32_t* words) {
   const uint8_t *one = w[0].bytes + g * 8 * 64, *other = w[1].bytes + g * 8 * 64;
 #pragma GCC unroll 4
   for (int j = 0; j < 8; j += 2)
@@ -153,7 +153,7 @@ inline void crossed_tile(const CrossedStrip* w, const Activations& x, size_t at,
     for (int t = 0; t < MT; t++) place[g][t] = 0;
     for (unsigned wide = x.wide[here]; wide; wide &= wide - 1, count++) {
       const int t = __builtin_ctz(wide);
-      PairSums<f, 1> high(load_ints(w[0].start + g * kPanel), load_ints(w[1].start + g * kPanel));
+      PairSums<Crossed<f>, 1> high(load_ints(w[0].start + g * kPanel), load_ints(w[1].start + g * kPanel));
       high = add_crossed<f, MT, 1>(high, w, g, x.high + here * 8 + t);
       place[g][t] = uint8_t(count);
       store_ints(sums + count * 2 * kPanel, add_256(zero_ints(), high.first));
@@ -161,7 +161,7 @@ inline void crossed_tile(const CrossedStrip* w, const Activations& x, size_t at,
     }
   }
   PairTotals<f, MT> totals(to, first);
-  const auto add = [&](PairSums<f, MT> sums, int g) __attribute__((always_inline)) {
+  const auto add = [&](PairSums<Crossed<f>, MT> sums, int g) __attribute__((always_inline)) {
     sums = add_crossed<f, MT, MT>(sums, w, g, x.low + at * 8);
     const int i = g * kPanel;
     totals.add(sums, w[0].scale + i, w[1].scale + i, w[0].min + i, w[1].min + i, x.scale + at, x.sum + at);
@@ -169,16 +169,16 @@ inline void crossed_tile(const CrossedStrip* w, const Activations& x, size_t at,
   };
   for (int g = 0; g < groups;) {
     for (; g < groups && !x.wide[at]; g++)
-      add(PairSums<f, MT>(load_ints(w[0].start + g * kPanel), load_ints(w[1].start + g * kPanel), x.start + at), g);
+      add(PairSums<Crossed<f>, MT>(load_ints(w[0].start + g * kPanel), load_ints(w[1].start + g * kPanel), x.start + at), g);
     for (; g < groups && x.wide[at] == kAll<MT>; g++) {
       const int32_t *one = w[0].start + g * kPanel, *other = w[1].start + g * kPanel;
-      PairSums<f, MT> both = add_crossed<f, MT, MT>(PairSums<f, MT>(load_ints(one), load_ints(other)), w, g, x.high + at * 8);
+      PairSums<Crossed<f>, MT> both = add_crossed<f, MT, MT>(PairSums<Crossed<f>, MT>(load_ints(one), load_ints(other)), w, g, x.high + at * 8);
       asm volatile("" ::: "memory");  // or GCC loads all of what follows first, and keeps totals in memory
       both.rise(one, other, x.start + at);
       add(both, g);
     }
     for (; g < groups && x.wide[at] && x.wide[at] != kAll<MT>; g++) {
-      PairSums<f, MT> some(load_ints(w[0].start + g * kPanel), load_ints(w[1].start + g * kPanel), x.start + at);
+      PairSums<Crossed<f>, MT> some(load_ints(w[0].start + g * kPanel), load_ints(w[1].start + g * kPanel), x.start + at);
       some.add_from(sums, place[g]);
       add(some, g);
     }

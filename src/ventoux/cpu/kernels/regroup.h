@@ -1,7 +1,6 @@
 // Activations, regrouped for the kernels and, for block formats, quantized to int8: kernels.h has the layout.
 #pragma once
 
-#include "crossed.h"
 #include "superblock.h"
 #include "tiles.h"
 

@@ -11,7 +11,7 @@
 // overflow meanwhile: what they end as does not, and integers find back.
 #pragma once
 
-#include "quantized.h"
+#include "crossed.h"
 
 namespace ventoux {
 namespace {
@@ -64,26 +64,14 @@ inline Floats add_part(Floats total, Ints sum, Ints min_sum, Floats d, Floats dm
 
 // --- few tokens, a panel as it lies ---
 
-template <int n>
-struct SuperTotals {
-  Floats total = splat(0);
-  SuperTotals<n - 1> rest;
-  void store_to(float* to) const {
-    store(to, total);
-    rest.store_to(to + kPanel);
-  }
-  template <Format f>
-  void add(const Sums<n>& sums, const Sums<n>& mins, Floats d, Floats dmin, const float* x_scale, const float* x_unit) {
-    total = add_part<f>(total, sums.sum, mins.sum, d, dmin, x_scale, x_unit);
-    rest.template add<f>(sums.rest, mins.rest, d, dmin, x_scale + 1, x_unit + 1);
-  }
-};
-template <>
-struct SuperTotals<0> {
-  void store_to(float*) const {}
-  template <Format f>
-  void add(const Sums<0>&, const Sums<0>&, Floats, Floats, const float*, const float*) {}
-};
+// A part of n tokens, added to their totals.
+template <Format f, int n>
+inline Totals<n> add_parts(Totals<n> totals, const Sums<n>& sums, const Sums<n>& mins, Floats d, Floats dmin, const float* x_scale,
+                           const float* x_unit) {
+  totals.total = add_part<f>(totals.total, sums.sum, mins.sum, d, dmin, x_scale, x_unit);
+  if constexpr (n > 1) totals.rest = add_parts<f>(totals.rest, sums.rest, mins.rest, d, dmin, x_scale + 1, x_unit + 1);
+  return totals;
+}
 
 // Lines j .. j + 3 of a group, scaled, . n tokens' words, added to their sums. (GCC does not unroll a loop over eight for all n.)
 template <Format f, int n, int j>
@@ -126,7 +114,7 @@ inline void superblock_tile(const uint8_t* panel, const Activations& x, int t, f
   const int blocks = x.columns / kSuperBlock;
   const int32_t* words = x.low + size_t(t) * size_t(blocks) * kSuperWords;
   const float *scale = x.scale + size_t(t) * size_t(blocks), *unit = x.sum + size_t(t) * size_t(blocks);
-  SuperTotals<n> totals;
+  Totals<n> totals;
   for (int b = 0; b < blocks; b++, panel += l.block_bytes(), words += kSuperWords * n, scale += n, unit += n) {
     const SuperBlock<f> block{panel};
     const Floats d = block.d(), dmin = block.dmin();
@@ -138,7 +126,7 @@ inline void superblock_tile(const uint8_t* panel, const Activations& x, int t, f
       }
       if constexpr (kMin<f>)
         for (int g = first; g < first + groups; g += 2) mins.template add_line<16>(block.mins(g / 2), words + (kColumnWords + g / 2) * n);
-      totals.template add<f>(sums, mins, d, dmin, scale, unit);
+      totals = add_parts<f>(totals, sums, mins, d, dmin, scale, unit);
     }
   }
   totals.store_to(to);
@@ -184,43 +172,25 @@ inline void unpack_superblock(const uint8_t* bytes, ptrdiff_t next, SuperStrip& 
     for (int i = 0; i < kMinWords; i++) store_bytes(to.mins + i * 64, block.mins(i));
 }
 
-// A part's sums in two panels, for n tokens.
-template <Format f, int n>
-struct SuperPairs {
+// A part's sums in two panels, scaled, added to totals in memory; with it words min0 .. min1 of the activations' sums, each for n of
+// a tile of MT tokens.
+template <Format f, int MT, int n>
+inline void add_pairs_to(float* to, bool none, const PairSums<Shorts<f>, n>& sums, const SuperStrip* w, int min0, int min1,
+                         const int32_t* min_words, const float* x_scale, const float* x_unit) {
   using S = Shorts<f>;
-  Ints first, second;
-  SuperPairs<f, n - 1> rest;
-  SuperPairs(Ints one, Ints other, const int32_t* start)
-      : first(add_ints(one, splat_ints(*start))), second(add_ints(other, splat_ints(*start))), rest(one, other, start + 1) {}
-  // Two lines of each panel with words of the tokens, `step` apart.
-  void add(Bytes even, Bytes odd, Bytes other_even, Bytes other_odd, const int32_t* words, int step) {
-    const Bytes x = S::splat_word(words[0]), y = S::splat_word(words[step]);
-    first = S::add_products(first, S::add(odd, x), S::add(even, y));
-    second = S::add_products(second, S::add(other_odd, x), S::add(other_even, y));
-    rest.add(even, odd, other_even, other_odd, words + 1, step);
-  }
-  // Scaled, to totals in memory.
-  void add_to(float* to, bool none, const SuperStrip* w, int min0, int min1, const int32_t* min_words, int step, const float* x_scale,
-              const float* x_unit) const {
-    Ints one = zero_ints(), other = zero_ints();
-    if constexpr (kMin<f>)
-      for (int i = min0; i < min1; i++) {
-        const Bytes x = S::splat_word(min_words[i * step]);
-        one = S::add_products(one, load_bytes(w[0].mins + i * 64), x);
-        other = S::add_products(other, load_bytes(w[1].mins + i * 64), x);
-      }
-    const Floats before = none ? splat(0) : load(to), other_before = none ? splat(0) : load(to + kPanel);
-    store(to, add_part<f>(before, first, one, load(w[0].d), load(w[0].dmin), x_scale, x_unit));
-    store(to + kPanel, add_part<f>(other_before, second, other, load(w[1].d), load(w[1].dmin), x_scale, x_unit));
-    rest.add_to(to + 2 * kPanel, none, w, min0, min1, min_words + 1, step, x_scale + 1, x_unit + 1);
-  }
-};
-template <Format f>
-struct SuperPairs<f, 0> {
-  SuperPairs(Ints, Ints, const int32_t*) {}
-  void add(Bytes, Bytes, Bytes, Bytes, const int32_t*, int) {}
-  void add_to(float*, bool, const SuperStrip*, int, int, const int32_t*, int, const float*, const float*) const {}
-};
+  Ints one = zero_ints(), other = zero_ints();
+  if constexpr (kMin<f>)
+    for (int i = min0; i < min1; i++) {
+      const Bytes x = S::splat_word(min_words[i * MT]);
+      one = S::add_products(one, load_bytes(w[0].mins + i * 64), x);
+      other = S::add_products(other, load_bytes(w[1].mins + i * 64), x);
+    }
+  const Floats before = none ? splat(0) : load(to), other_before = none ? splat(0) : load(to + kPanel);
+  store(to, add_part<f>(before, sums.first, one, load(w[0].d), load(w[0].dmin), x_scale, x_unit));
+  store(to + kPanel, add_part<f>(other_before, sums.second, other, load(w[1].d), load(w[1].dmin), x_scale, x_unit));
+  if constexpr (n > 1)
+    add_pairs_to<f, MT>(to + 2 * kPanel, none, sums.rest, w, min0, min1, min_words + 1, x_scale + 1, x_unit + 1);
+}
 
 // Two panels' super-block . a tile of tokens, whose place in the activations is `at`, added to their totals.
 template <Format f, int MT>
@@ -235,13 +205,13 @@ inline void superblock_pairs(const SuperStrip* w, const Activations& x, size_t a
       for (int i = 0; i < starts; i++) sum += uint32_t(x.start[at * kSuperStarts + size_t(part * starts + i) * MT + t]);
       start[t] = int32_t(sum);
     }
-    SuperPairs<f, MT> sums(load_ints(w[0].start + part * kPanel), load_ints(w[1].start + part * kPanel), start);
+    PairSums<Shorts<f>, MT> sums(load_ints(w[0].start + part * kPanel), load_ints(w[1].start + part * kPanel), start);
     for (int j = part * words_of_part; j < (part + 1) * words_of_part; j += 2) {
       const uint8_t *one = w[0].bytes + j * 64, *other = w[1].bytes + j * 64;
       __builtin_prefetch(next + j * MT);
       sums.add(load_bytes(one), load_bytes(one + 64), load_bytes(other), load_bytes(other + 64), words + j * MT, MT);
     }
-    sums.add_to(to, none, w, part * mins, (part + 1) * mins, min_words, MT, x.scale + at, x.sum + at);
+    add_pairs_to<f, MT>(to, none, sums, w, part * mins, (part + 1) * mins, min_words, x.scale + at, x.sum + at);
   }
 }
 

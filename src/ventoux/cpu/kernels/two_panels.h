@@ -2,7 +2,6 @@
 // formats with super-blocks.
 #pragma once
 
-#include "crossed.h"
 #include "elementwise.h"
 #include "superblock.h"
 #include "tiles.h"
