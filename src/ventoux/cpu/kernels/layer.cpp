@@ -30,16 +30,15 @@ const std::vector<Span>& Sequences::enter(int layer, const std::vector<int>& ask
   return spans_;
 }
 
-void Layer::norm(Pass& pass, const std::vector<float>& weight) const {
-  const Arrays& a = pass.arrays;
-  rms_norm(pass.pool, a.x, weight.data(), eps_, a.tokens, a.hidden, a.normed);
+Input Layer::normed(const Arrays& a, const std::vector<float>& weight, int first, int tokens) const {
+  const size_t row = size_t(first) * size_t(a.hidden);
+  return {a.x + row, tokens, a.hidden, weight.data(), eps_, a.normed + row};
 }
 
 void Layer::project_qkv(Pass& pass) const {
   const Arrays& a = pass.arrays;
-  norm(pass, weights_.input_norm);
   const Product products[] = {{weights_.q, a.q}, {weights_.k, a.k}, {weights_.v, a.v}};
-  linear(pass.pool, a.normed, a.tokens, a.hidden, products, 3, false, rounding_);
+  linear(pass.pool, normed(a, weights_.input_norm, 0, a.tokens), products, 3, false, rounding_);
 }
 
 void Layer::attend(Pass& pass, const std::vector<Span>& spans) const {
@@ -51,14 +50,13 @@ void Layer::attend(Pass& pass, const std::vector<Span>& spans) const {
 void Layer::project_o(Pass& pass) const {
   const Arrays& a = pass.arrays;
   const Product product{weights_.o, a.x};
-  linear(pass.pool, a.attended, a.tokens, a.heads * a.head_dim, &product, 1, true, rounding_);
+  linear(pass.pool, {a.attended, a.tokens, a.heads * a.head_dim}, &product, 1, true, rounding_);
 }
 
 void Layer::project_gate_up(Pass& pass) const {
   const Arrays& a = pass.arrays;
-  norm(pass, weights_.post_norm);
   const Product products[] = {{weights_.gate, a.gate}, {weights_.up, a.up}};
-  linear(pass.pool, a.normed, a.tokens, a.hidden, products, 2, false, rounding_);
+  linear(pass.pool, normed(a, weights_.post_norm, 0, a.tokens), products, 2, false, rounding_);
 }
 
 void Layer::project_down(Pass& pass) const {
@@ -69,30 +67,27 @@ void Layer::project_down(Pass& pass) const {
 
 void Layer::mlp(Pass& pass) const {
   const Arrays& a = pass.arrays;
-  norm(pass, weights_.post_norm);
   // Blocks of one size: weights are not read for a few tokens that are left over.
   const int blocks = (a.tokens + kMlpTokens - 1) / kMlpTokens;
   const int block = blocks > 1 ? ((a.tokens + blocks - 1) / blocks + kWidestTile - 1) / kWidestTile * kWidestTile : a.tokens;
   for (int first = 0; first < a.tokens; first += block) {
     const int tokens = std::min(block, a.tokens - first);
-    const size_t row = size_t(first) * size_t(a.hidden);
-    gated(pass.pool, a.normed + row, tokens, a.hidden, *weights_.gate, *weights_.up, a.gate, a.up, rounding_);
-    add_down(pass, a.x + row, tokens);
+    gated(pass.pool, normed(a, weights_.post_norm, first, tokens), *weights_.gate, *weights_.up, a.gate, a.up, rounding_);
+    add_down(pass, a.x + size_t(first) * size_t(a.hidden), tokens);
   }
 }
 
 void Layer::run_asked(Pass& pass, const std::vector<Span>& spans) const {
   Arrays& a = pass.arrays;
-  norm(pass, weights_.input_norm);
   const Product keys[] = {{weights_.k, a.k}, {weights_.v, a.v}}, queries{weights_.q, a.q};
-  linear(pass.pool, a.normed, a.tokens, a.hidden, keys, 2, false, rounding_);
+  linear(pass.pool, normed(a, weights_.input_norm, 0, a.tokens), keys, 2, false, rounding_);
   const size_t hidden = size_t(a.hidden);
   int asked = 0;
   for (const Span& span : spans)
     for (int t = span.skipped; t < span.count; t++, asked++)
       for (float* rows : {a.x, a.normed})  // upwards: what is written over has been moved, or is not asked for
         std::memmove(rows + size_t(asked) * hidden, rows + size_t(span.row + t) * hidden, hidden * sizeof(float));
-  if (asked > 0) linear(pass.pool, a.normed, asked, a.hidden, &queries, 1, false, rounding_);
+  if (asked > 0) linear(pass.pool, {a.normed, asked, a.hidden}, &queries, 1, false, rounding_);
   attend(pass, spans);
   a.tokens = asked;
   if (asked == 0) return;
@@ -103,7 +98,7 @@ void Layer::run_asked(Pass& pass, const std::vector<Span>& spans) const {
 void Layer::add_down(Pass& pass, float* x, int tokens) const {
   const Arrays& a = pass.arrays;
   const Product product{weights_.down, x};
-  linear(pass.pool, a.gate, tokens, a.intermediate, &product, 1, true, rounding_);
+  linear(pass.pool, {a.gate, tokens, a.intermediate}, &product, 1, true, rounding_);
 }
 
 }  // namespace ventoux

@@ -76,7 +76,7 @@ class Layer {
   void run_asked(Pass& pass, const std::vector<Span>& spans) const;
 
  private:
-  void norm(Pass& pass, const std::vector<float>& weight) const;
+  Input normed(const Arrays& a, const std::vector<float>& weight, int first, int tokens) const;  // rows of x on their way
   void add_down(Pass& pass, float* x, int tokens) const;  // x += down . gate
   int index_;
   Weights weights_;

@@ -83,7 +83,7 @@ void linear_py(Pool& pool, Floats2 x, const std::vector<Weight*>& weights, const
     products.push_back({weights[i], outs[i].data()});
   }
   nb::gil_scoped_release release;
-  if (tokens > 0) linear(pool, x.data(), tokens, columns, products.data(), int(products.size()), add, rounding);
+  if (tokens > 0) linear(pool, {x.data(), tokens, columns}, products.data(), int(products.size()), add, rounding);
 }
 
 void rms_norm_py(Pool& pool, Floats2 x, Floats1 weight, float eps, Out2 out) {

@@ -60,16 +60,23 @@ Activations place(int tokens, int columns, Form form, uint8_t*& at) {
   return a;
 }
 
-Activations regrouped(Pool& pool, const float* x, int tokens, int columns, Form form, Rounding rounding, uint8_t*& memory) {
-  const Activations to = place(tokens, columns, form, memory);
-  run_parts(pool, tokens, kWidestTile, [&](int first, int last, int) { pool.kernels().regroup(x, to, rounding, first, last); });
+// A few rows are normed and regrouped at once, so that the second finds what the first has left in L1 or L2.
+Activations regrouped(Pool& pool, const Input& x, bool norm, Form form, Rounding rounding, uint8_t*& memory) {
+  const Activations to = place(x.tokens, x.columns, form, memory);
+  const Kernels& kernels = pool.kernels();
+  run_parts(pool, x.tokens, kWidestTile, [&](int first, int last, int) {
+    for (int row = first; norm && row < last; row++) {
+      const size_t at = size_t(row) * size_t(x.columns);
+      kernels.rms_norm(x.x + at, x.weight, x.eps, x.columns, x.normed + at);
+    }
+    kernels.regroup(x.normed ? x.normed : x.x, to, rounding, first, last);
+  });
   return to;
 }
 
 }  // namespace
 
-void linear(Pool& pool, const float* x, int tokens, int columns, const Product* products, int count, bool add,
-            Rounding rounding) {
+void linear(Pool& pool, const Input& x, const Product* products, int count, bool add, Rounding rounding) {
   const Kernels& kernels = pool.kernels();
   const auto form_of = [&](const Product& p) { return kernels.form(p.weight->format(), rounding); };
   // What each form in use makes of x.
@@ -80,11 +87,11 @@ void linear(Pool& pool, const float* x, int tokens, int columns, const Product* 
     const Form form = form_of(*p);
     if (std::any_of(activations, activations + forms, [&](const Activations& a) { return form == a.form; })) continue;
     activations[forms++].form = form;
-    bytes += placed_bytes(tokens, columns, form);
+    bytes += placed_bytes(x.tokens, x.columns, form);
   }
   uint8_t* memory = pool.shared(bytes);
   for (Activations* to = activations; to < activations + forms; to++)
-    *to = regrouped(pool, x, tokens, columns, to->form, rounding, memory);
+    *to = regrouped(pool, x, x.weight && to == activations, to->form, rounding, memory);
 
   // All products in one run: a thread that is done with the first goes on with the second. Each has ceil(panels / step) parts.
   int panels = 0, parts = 0;
@@ -98,23 +105,22 @@ void linear(Pool& pool, const float* x, int tokens, int columns, const Product* 
     int first = part * step;
     for (; first >= p->weight->matrix().panels; p++) first -= (p->weight->matrix().panels + step - 1) / step * step;
     const Matrix matrix = p->weight->matrix();
-    const Activations* x = activations;
-    while (!(form_of(*p) == x->form)) x++;
-    kernels.linear(matrix, *x, p->y, add, first, std::min(first + step, matrix.panels), pool.scratch(thread, kScratchBytes));
+    const Activations* a = activations;
+    while (!(form_of(*p) == a->form)) a++;
+    kernels.linear(matrix, *a, p->y, add, first, std::min(first + step, matrix.panels), pool.scratch(thread, kScratchBytes));
   });
 }
 
-void gated(Pool& pool, const float* x, int tokens, int columns, const Weight& gate, const Weight& up, float* y, float* spare,
-           Rounding rounding) {
+void gated(Pool& pool, const Input& x, const Weight& gate, const Weight& up, float* y, float* spare, Rounding rounding) {
   const Kernels& kernels = pool.kernels();
   const Form form = kernels.form(gate.format(), rounding);
-  if (gate.format() != up.format() || !kernels.gates(gate.format(), form, tokens)) {
+  if (gate.format() != up.format() || !kernels.gates(gate.format(), form, x.tokens)) {
     const Product products[] = {{&gate, y}, {&up, spare}};
-    linear(pool, x, tokens, columns, products, 2, false, rounding);
-    return swiglu(pool, y, spare, size_t(tokens) * size_t(gate.rows()));
+    linear(pool, x, products, 2, false, rounding);
+    return swiglu(pool, y, spare, size_t(x.tokens) * size_t(gate.rows()));
   }
-  uint8_t* memory = pool.shared(placed_bytes(tokens, columns, form));
-  const Activations a = regrouped(pool, x, tokens, columns, form, rounding, memory);
+  uint8_t* memory = pool.shared(placed_bytes(x.tokens, x.columns, form));
+  const Activations a = regrouped(pool, x, x.weight, form, rounding, memory);
   for (int i = 0; i < pool.threads(); i++) pool.scratch(i, kScratchBytes);
   run_parts(pool, gate.matrix().panels, 1, [&](int first, int last, int thread) {
     kernels.gated(gate.matrix(), up.matrix(), a, y, first, last, pool.scratch(thread, kScratchBytes));

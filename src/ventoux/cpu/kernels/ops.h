@@ -16,14 +16,20 @@ struct Product {
   float* y;
 };
 
-// y (+)= x . w for `count` products, x [tokens, columns]. `rounding`: of the activations that block formats are multiplied
-// with.
-void linear(Pool& pool, const float* x, int tokens, int columns, const Product* products, int count, bool add,
-            Rounding rounding);
+// Activations [tokens, columns], as they are or normed on their way to the products: x / rms(x) * weight, which is left in `normed`.
+struct Input {
+  const float* x;
+  int tokens, columns;
+  const float* weight = nullptr;
+  float eps = 0;
+  float* normed = nullptr;
+};
+
+// y (+)= x . w for `count` products. `rounding`: of the activations that block formats are multiplied with.
+void linear(Pool& pool, const Input& x, const Product* products, int count, bool add, Rounding rounding);
 
 // y = silu(gate . x) * (up . x), [tokens, gate.rows()]; `spare` is of the same size, and may be written to.
-void gated(Pool& pool, const float* x, int tokens, int columns, const Weight& gate, const Weight& up, float* y, float* spare,
-           Rounding rounding);
+void gated(Pool& pool, const Input& x, const Weight& gate, const Weight& up, float* y, float* spare, Rounding rounding);
 
 void rms_norm(Pool& pool, const float* x, const float* weight, float eps, int rows, int columns, float* y);
 
