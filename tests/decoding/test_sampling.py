@@ -108,6 +108,38 @@ def test_bias_moves_and_forbids() -> None:
     assert only == {1: 50}
 
 
+@settings(deadline=None, max_examples=150)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 40_000),
+    st.sampled_from([0.0, 0.1, 1.0, 3.0, 8.0]),
+    st.sampled_from([None, 1, 8]),
+    st.floats(0.01, 0.999),
+    st.integers(1, 3_000),
+)
+def test_of_a_large_vocabulary_a_plain_sort_keeps_the_same(
+    seed: int, size: int, spread: float, grid: int | None, top_p: float, top_k: int
+) -> None:
+    """Flat, peaked, or with many equals: where all of it is too much to sort."""
+    logits = (np.random.default_rng(seed).standard_normal(size) * spread).astype(np.float32)
+    if grid:
+        logits = np.round(logits * grid) / np.float32(grid)
+
+    ids, weights = candidates(logits, SamplingParams(temperature=1, top_k=top_k))
+    kept = np.arange(size) if ids is None else ids
+    np.testing.assert_array_equal(kept, np.flatnonzero(logits >= np.sort(logits)[-min(top_k, size)]))
+
+    ids, weights = candidates(logits, SamplingParams(temperature=1, top_p=top_p))
+    kept = np.flatnonzero(weights) if ids is None else ids[weights > 0]
+    exact = np.exp(logits - logits.max())
+    descending = np.sort(exact)[::-1]
+    mass = np.cumsum(descending, dtype=np.float64)
+    floors = [
+        descending[min(np.searchsorted(mass, top_p * nudge * mass[-1]), size - 1)] for nudge in (1 - 1e-6, 1 + 1e-6)
+    ]
+    assert any(np.array_equal(kept, np.flatnonzero(exact >= floor)) for floor in floors)
+
+
 def test_the_draws_follow_the_distribution() -> None:
     """Chi-square over 20,000 draws of 6 tokens: 5 degrees of freedom, 25.7 is passed once in 10,000 times."""
     logits = np.array([0.0, 1.0, 2.0, -1.0, 0.5, -np.inf], np.float32)
