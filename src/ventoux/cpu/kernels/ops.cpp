@@ -20,7 +20,7 @@ void run_parts(Pool& pool, int count, int unit, Work work) {
 
 size_t padded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-constexpr int kForms = 8;  // floats, bf16, and those of the block formats: more than any instruction set has
+constexpr int kForms = 12;  // floats, bf16, and those of the block formats: more than any instruction set has
 
 // Bytes of each of a form's arrays.
 struct Sizes {
