@@ -5,6 +5,8 @@ import resource
 import sys
 from pathlib import Path
 
+import gguf
+import ml_dtypes
 import numpy as np
 import pytest
 import tiny
@@ -15,15 +17,21 @@ from ventoux.cpu import _kernels
 from ventoux.cpu.model import Arrays
 
 E, H, K, D, F, T = 64, 4, 2, 16, 96, 9
-SHAPES = {
-    "q": (H * D, E),
-    "k": (K * D, E),
-    "v": (K * D, E),
-    "o": (E, H * D),
-    "gate": (F, E),
-    "up": (F, E),
-    "down": (E, F),
-}
+
+
+def shapes(E, F):
+    return {
+        "q": (H * D, E),
+        "k": (K * D, E),
+        "v": (K * D, E),
+        "o": (E, H * D),
+        "gate": (F, E),
+        "up": (F, E),
+        "down": (E, F),
+    }
+
+
+SHAPES, LARGE = shapes(E, F), shapes(256, 512)  # super-blocks need 256 columns
 FLOATS = dict.fromkeys(SHAPES, "F32")
 PARTS = ("project_qkv", "attend", "project_o", "project_gate_up", "project_down")
 # The array that a projection reads, the one that it writes or adds to, and the part after which that has happened.
@@ -47,14 +55,33 @@ def stored(matrices):
     return {name: matrix.view(np.uint8) for name, matrix in matrices.items()}
 
 
+def blocks(seed, formats, shapes=SHAPES):
+    rng = np.random.default_rng(seed)
+
+    def random(shape, format):
+        if format in ("BF16", "F16"):
+            dtype = np.float16 if format == "F16" else ml_dtypes.bfloat16
+            return rng.standard_normal(shape, np.float32).astype(dtype).view(np.uint8)
+        return tiny.random_blocks(rng, *shape, format=format)
+
+    return {name: random(shape, formats[name]) for name, shape in shapes.items()}
+
+
+def all_in(format):
+    """Formats and the shapes that they need: what attention found has 64 columns in any."""
+    large = format.endswith("_K")
+    return dict.fromkeys(SHAPES, format) | ({"o": "Q8_0"} if large else {}), LARGE if large else SHAPES
+
+
 class One:
     """A layer, a batch of two sequences in its cache, and the arrays by name."""
 
-    def __init__(self, isa, weights, compute="f32", threads=2, formats=FLOATS, T=T):
+    def __init__(self, isa, weights, compute="f32", threads=2, formats=FLOATS, T=T, shapes=SHAPES):
         rng = np.random.default_rng(1)
         pool = _kernels.Pool(threads, isa)
-        packed = {name: _kernels.Weight(pool, formats[name], SHAPES[name][1], w) for name, w in weights.items()}
-        norms = rng.standard_normal((2, E), np.float32)
+        packed = {name: _kernels.Weight(pool, formats[name], shapes[name][1], w) for name, w in weights.items()}
+        E, F = shapes["down"]
+        self.norms = norms = rng.standard_normal((2, E), np.float32)
         self.layer = _kernels.Layer(0, norms[0], *(packed[n] for n in "qkvo"), norms[1],
                                     *(packed[n] for n in ("gate", "up", "down")), 1e-5, compute)  # fmt: skip
         cache = _kernels.Cache(K, D, [None], "f32")
@@ -96,18 +123,16 @@ def test_the_five_parts_are_what_one_call_does(isa):
     np.testing.assert_array_equal(One(isa, stored(matrices()), threads=1).run(), expected)
 
 
-@pytest.mark.parametrize("format", ["F32", "Q4_0"])
+@pytest.mark.parametrize("format", ["F32", "Q4_0", "Q4_K"])
 @pytest.mark.parametrize("asked", [(0, 0), (1, 0), (0, 1), (1, 1), (2, 13), (27, 13), (28, 0), (28, 13)])
 def test_rows_that_are_asked_for_alone_are_what_they_are_among_all(isa, asked, format):
-    formats = dict.fromkeys(SHAPES, format)
-    weights = stored(matrices())
-    if format != "F32":
-        rng = np.random.default_rng(4)
-        weights = {name: tiny.random_blocks(rng, *shape, format=format) for name, shape in SHAPES.items()}
+    formats, shapes = all_in(format)
+    weights = stored(matrices()) if format == "F32" else blocks(4, formats, shapes)
     rows = [*range(28 - asked[0], 28), *range(41 - asked[1], 41)]
-    all_of_it = One(isa, weights, "mixed", formats=formats, T=41)
+    all_of_it = One(isa, weights, "mixed", formats=formats, T=41, shapes=shapes)
     expected = all_of_it.run()[rows]
-    one = One(isa, weights, "mixed", formats=formats, T=41)
+    assert np.isfinite(expected).all()
+    one = One(isa, weights, "mixed", formats=formats, T=41, shapes=shapes)
     np.testing.assert_array_equal(one.run_asked(rows), expected)
     np.testing.assert_array_equal(one.rings, all_of_it.rings)
 
@@ -121,21 +146,37 @@ def test_only_the_last_rows_of_a_sequence_can_be_asked_for(rows):
 
 @pytest.mark.parametrize("tokens", [3, 16, 41])
 @pytest.mark.parametrize("other", ["the same", "Q8_0"])
-@pytest.mark.parametrize("format", ["BF16", "Q4_0", "Q5_1"])
+@pytest.mark.parametrize("format", ["BF16", "Q4_0", "Q5_1", "Q4_K", "Q6_K"])
 def test_gate_and_up_together_are_what_they_are_one_by_one(isa, format, other, tokens):
     """In bf16 beyond 16 tokens two panels go together, too."""
-    rng = np.random.default_rng(3)
-    formats = dict.fromkeys(SHAPES, format) | ({} if other == "the same" else {"up": other})
-
-    def random(shape, format):
-        if format != "BF16":
-            return tiny.random_blocks(rng, *shape, format=format)
-        return (rng.standard_normal(shape, np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
-
-    weights = {name: random(shape, formats[name]) for name, shape in SHAPES.items()}
-    expected = One(isa, weights, "mixed", formats=formats, T=tokens).in_parts({})
+    formats, shapes = all_in(format)
+    formats |= {} if other == "the same" else {"up": other}
+    weights = blocks(3, formats, shapes)
+    expected = One(isa, weights, "mixed", formats=formats, T=tokens, shapes=shapes).in_parts({})
     assert np.isfinite(expected).all()
-    np.testing.assert_array_equal(One(isa, weights, "mixed", formats=formats, T=tokens).run(), expected)
+    found = One(isa, weights, "mixed", formats=formats, T=tokens, shapes=shapes).run()
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("tokens", [3, 41])
+@pytest.mark.parametrize(("first", "second"), [("Q4_K", "Q8_0"), ("Q8_0", "Q6_K"), ("F16", "Q4_K")])
+def test_weights_that_round_activations_differently_read_the_same_norms(isa, first, second, tokens):
+    """Rows are normed while they are rounded for the first, and stand there for the second."""
+    formats = (
+        dict.fromkeys(SHAPES, "Q8_0") | dict.fromkeys(("q", "gate"), first) | dict.fromkeys(("k", "v", "up"), second)
+    )
+    weights = blocks(5, formats, LARGE)
+    one = One(isa, weights, "mixed", formats=formats, T=tokens, shapes=LARGE)
+    x = one.arrays["x"].copy()
+    for part, norm, names in ((one.layer.project_qkv, 0, "qkv"), (one.layer.project_gate_up, 1, ("gate", "up"))):
+        part(one.batch)
+        normed = x / np.sqrt((x.astype(np.float64) ** 2).mean(1, keepdims=True) + 1e-5) * one.norms[norm]
+        for name in names:
+            kind = gguf.GGMLQuantizationType[formats[name]]
+            packed = weights[name].view(np.float16) if formats[name] == "F16" else weights[name]
+            exact = gguf.dequantize(packed, kind).reshape(LARGE[name])
+            expected = normed @ exact.T
+            assert np.abs(one.arrays[name] - expected).max() < 0.02 * expected.std()
 
 
 @pytest.mark.parametrize("name", SHAPES)

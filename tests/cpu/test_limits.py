@@ -13,7 +13,7 @@ def test_every_thread_multiplies_every_round(isa, threads):
     pool = _kernels.Pool(threads, isa)
     for multiply in (_kernels.multiply_int8, _kernels.multiply_fp32, _kernels.multiply_bf16):
         once = multiply(pool, 1)
-        if multiply is _kernels.multiply_bf16 and not pool.rounds("BF16"):
+        if multiply is _kernels.multiply_bf16 and pool.activations("BF16") != "bf16":
             assert once == 0
             continue
         assert once % (threads * 4096) == 0
@@ -22,7 +22,7 @@ def test_every_thread_multiplies_every_round(isa, threads):
 
 def test_a_lane_adds_two_products_of_bf16(isa):
     pool = _kernels.Pool(1, isa)
-    assert _kernels.multiply_bf16(pool, 3) == (3 * 4096 * 12 * 32 if pool.rounds("BF16") else 0)
+    assert _kernels.multiply_bf16(pool, 3) == (3 * 4096 * 12 * 32 if pool.activations("BF16") == "bf16" else 0)
 
 
 def test_wider_instructions_multiply_more_a_round(isa):

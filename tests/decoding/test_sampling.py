@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from ventoux.cpu._kernels import kth_largest, nucleus_floor
 from ventoux.decoding import History, Sampled, SamplingParams, sample
 from ventoux.decoding.sampling import Float32, candidates
 from ventoux.errors import GenerationError
 
 # on a grid and unique: transformers breaks ties by the order of its sort, we keep both
 logit_arrays = arrays(np.float32, st.integers(1, 40), elements=st.integers(-240, 240).map(lambda n: n / 8), unique=True)
+
+
+def weights_of(logits: Float32, params: SamplingParams) -> Float32:
+    """What may be drawn and how often, up to a common factor: [V], 0 for what is out."""
+    ids, weights = candidates(logits, params)
+    if ids is None:
+        return weights
+    assert (np.diff(ids) > 0).all()
+    dense = np.zeros_like(logits)
+    dense[ids] = weights
+    return dense
 
 
 def draw(logits: Any, *, seed: int = 0, history: History | None = None, **params: Any) -> Sampled:
@@ -48,9 +61,8 @@ def test_what_survives_is_what_transformers_lets_survive(
     expected = scores.softmax(-1)[0].numpy()
 
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    ids, weights = candidates(logits, params)
-    found = np.zeros(len(logits))
-    found[ids] = weights / weights.sum()
+    found = weights_of(logits, params)
+    found /= found.sum()
     # a set may differ by one token where a probability lies on the border itself, within rounding
     differing = np.flatnonzero((found > 0) != (expected > 0))
     if len(differing) == 0:
@@ -66,8 +78,8 @@ def on_border(logits: Float32, params: SamplingParams, differing: np.ndarray) ->
         top_p = min(1.0, params.top_p * (1 + nudge))
         min_p = min(1.0, params.min_p * (1 + nudge))
         nudged = SamplingParams(temperature=params.temperature, top_k=params.top_k, top_p=top_p, min_p=min_p)
-        borders.append(set(candidates(logits, nudged)[0]))
-    return set(differing) <= borders[0] ^ borders[1] or bool(np.all(candidates(logits, params)[1] < 1e-30))
+        borders.append(set(np.flatnonzero(weights_of(logits, nudged))))
+    return set(differing) <= borders[0] ^ borders[1]
 
 
 @settings(deadline=None, max_examples=100)
@@ -115,29 +127,69 @@ def test_bias_moves_and_forbids() -> None:
     st.sampled_from([0.0, 0.1, 1.0, 3.0, 8.0]),
     st.sampled_from([None, 1, 8]),
     st.floats(0.01, 0.999),
-    st.integers(1, 3_000),
+    st.integers(0, 3_000),
+    st.sampled_from([1.0, 0.5, 0.001]),
 )
 def test_of_a_large_vocabulary_a_plain_sort_keeps_the_same(
-    seed: int, size: int, spread: float, grid: int | None, top_p: float, top_k: int
+    seed: int, size: int, spread: float, grid: int | None, top_p: float, top_k: int, allowed: float
 ) -> None:
-    """Flat, peaked, or with many equals: where all of it is too much to sort."""
-    logits = (np.random.default_rng(seed).standard_normal(size) * spread).astype(np.float32)
+    """Flat, peaked, with many equals, or with few that a grammar allows; top_k before top_p."""
+    rng = np.random.default_rng(seed)
+    logits = (rng.standard_normal(size) * spread).astype(np.float32)
     if grid:
         logits = np.round(logits * grid) / np.float32(grid)
+    logits[rng.random(size) > allowed] = -np.inf
+    logits[rng.integers(size)] = 0
 
-    ids, weights = candidates(logits, SamplingParams(temperature=1, top_k=top_k))
-    kept = np.arange(size) if ids is None else ids
-    np.testing.assert_array_equal(kept, np.flatnonzero(logits >= np.sort(logits)[-min(top_k, size)]))
-
-    ids, weights = candidates(logits, SamplingParams(temperature=1, top_p=top_p))
-    kept = np.flatnonzero(weights) if ids is None else ids[weights > 0]
     exact = np.exp(logits - logits.max())
+    if top_k:
+        exact[logits < np.sort(logits)[-min(top_k, size)]] = 0
+    np.testing.assert_array_equal(weights_of(logits, SamplingParams(temperature=1, top_k=top_k)), exact)
+
     descending = np.sort(exact)[::-1]
     mass = np.cumsum(descending, dtype=np.float64)
     floors = [
         descending[min(np.searchsorted(mass, top_p * nudge * mass[-1]), size - 1)] for nudge in (1 - 1e-6, 1 + 1e-6)
     ]
-    assert any(np.array_equal(kept, np.flatnonzero(exact >= floor)) for floor in floors)
+    found = weights_of(logits, SamplingParams(temperature=1, top_k=top_k, top_p=top_p))
+    assert any(np.array_equal(found, exact * (exact >= floor)) for floor in floors)
+
+
+@settings(deadline=None)
+@given(arrays(np.float32, st.integers(1, 300), elements=st.floats(width=32, allow_nan=False)), st.data())
+def test_the_kth_largest_is_that_of_a_sort_for_any_floats(values: Float32, data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, len(values)))
+    assert kth_largest(values, k) == np.sort(values)[-k]
+
+
+@settings(deadline=None)
+@given(
+    arrays(np.float32, st.integers(1, 300), elements=st.integers(-149, 20).map(lambda n: 2.0**n) | st.just(0.0)),
+    st.floats(1e-9, 1),
+)
+def test_the_floor_of_a_nucleus_is_exact_where_sums_are(weights: Float32, share: float) -> None:
+    """Powers of two: their sums are integers, which a sort and Python add up without rounding."""
+    weights[0] = 1
+    goal = Fraction(share * float(weights.sum(dtype=np.float64)))
+    floor = nucleus_floor(weights, share)
+    larger = sum(map(Fraction, weights[weights > floor].tolist()))
+    equal = sum(map(Fraction, weights[weights == floor].tolist()))
+    tolerance = goal / 10**12
+    assert equal > 0
+    assert larger < goal + tolerance
+    assert larger + equal >= goal - tolerance
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_there_is_no_kth_largest_beyond_the_values(k: int) -> None:
+    with pytest.raises(ValueError, match="k must be"):
+        kth_largest(np.ones(3, np.float32), k)
+
+
+@pytest.mark.parametrize(("size", "share"), [(0, 0.5), (3, 0.0), (3, 1.1), (3, math.nan)])
+def test_a_nucleus_holds_a_share_of_something(size: int, share: float) -> None:
+    with pytest.raises(ValueError, match="a share is above 0"):
+        nucleus_floor(np.ones(size, np.float32), share)
 
 
 def test_the_draws_follow_the_distribution() -> None:

@@ -66,8 +66,8 @@ class Backend:
 
     `compute` says how block formats are multiplied: "mixed" rounds activations to 8 bits in groups of 32, to 16 where
     one stands out of its row and before the output head (fastest, and within 0.0001 nats of exact), or to 14 in
-    super-blocks of 256 where that is faster (Q4_K, Q5_K and Q6_K on AMD's AVX-512), "int16"
-    rounds all to 16 bits (within a millionth), "f32" does not round. Weights in bf16 are multiplied with activations in
+    super-blocks of 256 where that is faster (Q4_K, Q5_K and Q6_K on AMD's AVX-512), "int16" rounds all to 16 bits
+    (within a millionth), "f32" does not round. Weights in bf16 are multiplied with activations in
     bf16 where the machine has such products and "mixed" is asked for, which is as exact. "auto" is mixed for a
     checkpoint with weights of which one of this is true, and f32 for others.
 
@@ -91,7 +91,7 @@ class Backend:
             raise VentouxError(f"kv_cache_dtype must be auto, {', '.join(KV_ITEMSIZE)}, found {kv_cache_dtype!r}")
         self.config = config
         self._pool = _kernels.Pool(threads or physical_cores(), isa())
-        rounds = any(self._pool.rounds(t.format) for t in tensors.values() if len(t.shape) == 2)
+        rounds = any(self._pool.activations(t.format) != "fp32" for t in tensors.values() if len(t.shape) == 2)
         self.compute: Literal["mixed", "int16", "f32"] = compute if compute != "auto" else "mixed" if rounds else "f32"
         self.kv_dtype: Literal["f32", "f16", "int8"] = (
             kv_cache_dtype if kv_cache_dtype != "auto" else "f32" if self.compute == "f32" else "f16"
@@ -106,6 +106,7 @@ class Backend:
         self._layers = [self._layer(tensors, weights, i) for i in range(config.num_layers)]
         self.step_bytes = sum(weight.nbytes for weight in weights.values())  # the embedding's rows come from its file
         self._products = self._products_of([t.format for t in matrices])
+        self._activations = sorted({self._pool.activations(t.format) for t in matrices})
         self._inverse_frequencies = inverse_frequencies(config)
         self._kept = Arrays.make(config, KEPT)
         self._looked_up = 0
@@ -138,16 +139,16 @@ class Backend:
 
     def _products_of(self, formats: Sequence[str]) -> Literal["int8", "bf16", "fp32"]:
         """What the commonest of the matrices' formats is multiplied in."""
-        commonest = max(set(formats), key=formats.count)
-        if commonest == "BF16":
-            return "bf16" if self.compute == "mixed" and self._pool.rounds("BF16") else "fp32"
-        return "int8" if self.compute != "f32" and self._pool.rounds(commonest) else "fp32"
+        activations = self._pool.activations(max(set(formats), key=formats.count))
+        if self.compute == "f32" or activations == "fp32" or (self.compute == "int16" and activations == "bf16"):
+            return "fp32"
+        return "bf16" if activations == "bf16" else "int8"
 
     @cached_property
     def fingerprint(self) -> str:
         spread = np.linspace(0, self.config.vocab_size - 1, 64, dtype=np.int32)
         embedding = np.ascontiguousarray(self._embedding.rows(spread)).view(np.uint8).reshape(-1)
-        about = self.config, "cpu", self.isa, self.compute, _kernels.LAYOUT_VERSION
+        about = self.config, "cpu", self.isa, self.compute, self._activations, _kernels.LAYOUT_VERSION
         return seam.fingerprint(about, [embedding, *(weight.packed for weight in self._weights.values())])
 
     def new_cache(self) -> Cache:

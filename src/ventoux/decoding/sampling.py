@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ventoux.cpu._kernels import kth_largest, nucleus_floor
 from ventoux.decoding.params import SamplingParams
 from ventoux.errors import GenerationError
 
@@ -23,11 +24,6 @@ Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 
 _BLOCK = 256  # weights that are summed as one before it is known which of them is drawn
-_WORTH_SORTING = 2048  # weights
-_SAMPLE, _MARGIN = (
-    1024,
-    40,
-)  # weights that tell about where a floor is, and how many of them to either side are looked at
 _TINY = 2.0**-126  # the smallest normal float32: a temperature below it would be 0
 
 
@@ -121,75 +117,24 @@ def _adjust(logits: Float32, params: SamplingParams, history: History) -> Float3
 def candidates(scores: Float32, params: SamplingParams) -> tuple[Int64 | None, Float32]:
     """What temperature, top_k, top_p and min_p leave of scores [V]: ids [C] ascending, None for all, and weights [C].
 
-    A weight is a probability up to a common factor: 1 for the likeliest token, 0 for a forbidden one.
+    A weight is a probability up to a common factor: 1 for the likeliest token, 0 for one that is out.
     """
-    ids = None
-    highest = scores.max()
+    ids, inside, highest = None, None, scores.max()
     if 0 < params.top_k < len(scores):
-        ids = _largest(scores, params.top_k)
-        scores = scores[ids]
+        inside = scores >= kth_largest(scores, params.top_k)
+        if (
+            np.count_nonzero(inside) < len(scores) // 8
+        ):  # else many are equal, and it is faster to leave them where they are
+            ids = np.flatnonzero(inside)
+            scores, inside = scores[ids], None
     with np.errstate(over="ignore", under="ignore"):  # a small temperature sends the rest to -inf, and to weight 0
         weights = np.exp((scores - highest) / max(params.temperature, _TINY))
-    floor = _nucleus_floor(weights, params.top_p) if params.top_p < 1 else 0.0
-    floor = max(floor, params.min_p)
+    if inside is not None:
+        weights *= inside
+    floor = max(params.min_p, nucleus_floor(weights, params.top_p) if params.top_p < 1 else 0.0)
     if floor > 0:
-        inside = weights >= floor
-        if len(weights) > _WORTH_SORTING and 8 * np.count_nonzero(inside) > len(
-            weights
-        ):  # faster than to pick them out
-            return ids, weights * inside
-        kept = np.flatnonzero(inside)
-        ids, weights = kept if ids is None else ids[kept], weights[kept]
+        weights *= weights >= floor
     return ids, weights
-
-
-def _largest(scores: Float32, k: int) -> Int64:
-    """Ids, ascending, of scores [V] that are no smaller than the k-th largest.
-
-    Of k blocks with the largest maxima each has a score of at least the smallest of these: so has the k-th largest.
-    """
-    ids = None
-    width = len(scores) // (4 * k)
-    if width > 1:
-        maxima = np.maximum.reduceat(scores, np.arange(0, len(scores), width))
-        ids = np.flatnonzero(scores >= np.partition(maxima, -k)[-k])
-        scores = scores[ids]
-    kept = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
-    return kept if ids is None else ids[kept]
-
-
-def _nucleus_floor(weights: Float32, top_p: float) -> float:
-    """The smallest weight in the smallest set of largest weights [C] that holds `top_p` of the whole.
-
-    All weights below (1 - top_p) / C of the whole hold less than 1 - top_p together, so they are outside. What is left
-    of a flat distribution is too much to sort: a sample of it tells about where the floor is.
-    """
-    total = weights.sum(dtype=np.float64)
-    goal, above = top_p * total, 0.0  # above: the mass of weights that are inside for certain
-    likely = weights >= total * (1 - top_p) / len(weights)
-    pool = weights
-    if 8 * np.count_nonzero(likely) < len(weights):  # picking out more of them takes longer than to leave them in
-        pool = weights[np.flatnonzero(likely)]
-    if len(pool) > _WORTH_SORTING:
-        sample = np.sort(pool[:: len(pool) // _SAMPLE])
-        masses = np.cumsum(sample[::-1], dtype=np.float64)
-        at = len(sample) - 1 - int(np.searchsorted(masses, masses[-1] * (goal / pool.sum(dtype=np.float64))))
-        low = sample[max(at - _MARGIN, 0)]
-        between, higher = pool > low, 0.0
-        if 4 * at < 3 * len(sample):  # many are above the floor: a sum of them, without picking them out
-            high = sample[max(at, 0) + _MARGIN]
-            higher = np.maximum(pool, high).sum(dtype=np.float64) - np.count_nonzero(pool <= high) * float(high)
-            between &= pool <= high
-        found = pool[np.flatnonzero(between)]
-        mass = higher + found.sum(dtype=np.float64)
-        if higher < goal <= mass:
-            above, pool = higher, found
-        elif mass < goal <= mass + np.count_nonzero(pool == low) * float(low):  # many are equal
-            return float(low)
-    descending = -np.sort(-pool)
-    mass = above + np.cumsum(descending, dtype=np.float64)
-    last = np.searchsorted(mass, goal)  # the first whose running sum reaches top_p
-    return float(descending[min(last, len(descending) - 1)])
 
 
 def _draw(scores: Float32, params: SamplingParams, rng: "Generator | None") -> int:

@@ -37,7 +37,7 @@ enum class Rounding : int { None, Int16, Mixed };
 //   bf16:      low    [tile][column / 2][token of the tile], two bf16 in an int32: of columns 0 and 1, 2 and 3, ...
 //   in pairs:  low    [tile][group][column / 2][token of the tile], two int16 in an int32: of columns 0 and 2, 1 and 3, ...
 //              scale  [tile][group][token of the tile]: an activation is int16 * scale
-//              no group has a high part, and no such weight a minimum or an offset
+//              no group has a high part; weights have neither a minimum nor an offset
 //   super-blocks: low [tile][super-block][kSuperWords][token of the tile], two int16 in an int32: superblock.h says which
 //              scale  [tile][super-block][token of the tile]: an activation is int16 * scale
 //              sum    [tile][super-block][token of the tile]: what its words of sums are multiplied with
@@ -51,10 +51,11 @@ enum class Rounding : int { None, Int16, Mixed };
 // take all activations in 14 bits where that is faster (superblock.h).
 constexpr int kSuperBlock = 256, kSuperWords = 132, kSuperStarts = 4;
 struct Form {  // how activations are regrouped for weights of a format
-  int group;   // columns that share a scale; 0 for floats, which are bf16 in pairs
-  bool pairs;
-  int offset;  // of the weights' quants: a weight is scale * (quant - offset), or scale * quant - minimum where it is 0
-  bool crossed;  // many tokens are multiplied as crossed.h says, which leaves 8 bits a smaller range
+  int group;     // columns that share a scale; 0 for floats, which are bf16 in pairs
+  bool pairs;    // two columns to an int32, as above
+  int offset;    // of the weights' quants: a weight is scale * (quant - offset), or scale * quant - minimum where it is 0. Super-blocks
+                 // have 0, as their weights are multiplied without their offset
+  bool crossed;  // many tokens are multiplied as crossed.h says, which leaves activations of 8 bits a smaller range
   bool superblocks() const { return group == kSuperBlock; }
   bool operator==(const Form& other) const {
     return group == other.group && pairs == other.pairs && offset == other.offset && crossed == other.crossed;

@@ -5,6 +5,7 @@
 #include "bindings.h"
 #include "layout.h"
 #include "limits.h"
+#include "selection.h"
 
 using namespace ventoux;
 
@@ -22,6 +23,12 @@ KvType kv_type_of(const std::string& name) {
   for (int i = 0; i < 3; i++)
     if (name == names[i]) return KvType(i);
   throw std::invalid_argument("no KV cache of the number format " + name);
+}
+
+const char* activations_of(const Pool& pool, const std::string& format) {
+  const Form form = pool.kernels().form(format_of(format), Rounding::Mixed);
+  if (form.group == 0) return form.pairs ? "bf16" : "fp32";
+  return form.superblocks() ? "int14" : form.crossed ? "int8 up to 120" : "int8";
 }
 
 void make_weight(Weight* at, Pool& pool, const std::string& format, int columns, Rows data, std::optional<Ints> order) {
@@ -134,6 +141,16 @@ nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> ring_of(const Cache& cache, int slo
   return {ring.panels, {cache.ring_bytes(ring)}, owner};
 }
 
+float kth_largest_py(Floats1 values, size_t k) {
+  require(1 <= k && k <= values.shape(0), "k must be from 1 to the number of values");
+  return kth_largest(values.data(), values.shape(0), k);
+}
+
+float nucleus_floor_py(Floats1 weights, double share) {
+  require(weights.shape(0) > 0 && 0 < share && share <= 1, "a share is above 0 and at most 1, of at least one weight");
+  return nucleus_floor(weights.data(), weights.shape(0), share);
+}
+
 uint64_t read_memory_py(Pool& pool, Words words) {
   const uint64_t* data = words.data();
   const size_t count = words.shape(0);
@@ -155,13 +172,9 @@ NB_MODULE(_kernels, m) {
   nb::class_<Pool>(m, "Pool", "Threads, and the instruction set that they run.")
       .def(nb::init<int, const std::string&>(), "threads"_a, "isa"_a)
       .def_prop_ro("threads", &Pool::threads)
-      .def(
-          "rounds",
-          [](const Pool& p, const std::string& format) {
-            const Form form = p.kernels().form(format_of(format), Rounding::Mixed);
-            return form.group > 0 || form.pairs;
-          },
-          "format"_a, "Whether `mixed` rounds activations for weights of this format on this instruction set.")
+      .def("activations", &activations_of, "format"_a,
+           "What `mixed` makes of activations for weights of this format: fp32, bf16, int8 (int16 in groups that stand out), int8 up to\n"
+           "120, or int14 (with one scale for 256 columns).")
       .def("drop_shared", &Pool::drop_shared, "Give back what kernels share, which is as large as the largest batch was.")
       .def_prop_ro("isa", [](const Pool& p) { return std::string(p.kernels().name); });
 
@@ -221,6 +234,10 @@ NB_MODULE(_kernels, m) {
         "Rotate q [T, H*D] and k [T, K*D], attend into out [T, H*D], put k and v [T, K*D] into the cache.");
 
   bind_layer(m);
+
+  m.def("kth_largest", &kth_largest_py, "values"_a, "k"_a, "The k-th largest of values [C] float32, none a NaN.");
+  m.def("nucleus_floor", &nucleus_floor_py, "weights"_a, "share"_a,
+        "The smallest of the fewest largest weights [C] float32 that hold `share` of the whole; none is negative, not all are 0.");
 
   m.def("read_memory", &read_memory_py, "pool"_a, "words"_a.noconvert(), "The sum of uint64 words, modulo 2^64.");
   m.def("multiply_int8", &multiply_int8, "pool"_a, "blocks"_a, nb::call_guard<nb::gil_scoped_release>(),

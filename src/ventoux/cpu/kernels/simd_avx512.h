@@ -139,12 +139,14 @@ inline bool adds_beside() {
 #endif
 }
 constexpr bool kHasCrossed = true;
-template <Format f>
-struct Crossed {
-  static Bytes splat(int8_t x) { return {_mm512_set1_epi8(x)}; }
+struct Words {
   static Bytes splat_word(int32_t x) { return {_mm512_set1_epi32(x)}; }
-  static Bytes add(Bytes x, Bytes y) { return {_mm512_add_epi8(x.v, y.v)}; }
   static Ints minus(Ints x) { return {_mm512_sub_epi32(_mm512_setzero_si512(), x.v)}; }
+};
+template <Format f>
+struct Crossed : Words {
+  static Bytes splat(int8_t x) { return {_mm512_set1_epi8(x)}; }
+  static Bytes add(Bytes x, Bytes y) { return {_mm512_add_epi8(x.v, y.v)}; }
   // Of 32 int8, low and 256 times high: the sum of (x + up) (y + down) for each even word x and the odd one y behind it, and
   // `offset` times all of them.
   static int of_activations(const int8_t* low, const int8_t* high, int up, int down, int offset) {
@@ -171,16 +173,14 @@ struct Straight<16> {
   static Ints add(Ints sum, Bytes w, int32_t pair) { return {_mm512_dpwssd_epi32(sum.v, w.v, _mm512_set1_epi32(pair))}; }
 };
 template <Format f>
-struct Shorts {
+struct Shorts : Words {
   // Bytes 0 and 2, or 1 and 3, of each four.
   static Bytes even(Bytes x) { return {_mm512_and_si512(x.v, _mm512_set1_epi16(255))}; }
   static Bytes odd(Bytes x) { return {_mm512_srli_epi16(x.v, 8)}; }
   static Bytes splat(int16_t x) { return {_mm512_set1_epi16(x)}; }
-  static Bytes splat_word(int32_t x) { return {_mm512_set1_epi32(x)}; }
   static Bytes add(Bytes x, Bytes y) { return {_mm512_add_epi16(x.v, y.v)}; }
   static Bytes mul(Bytes x, Bytes y) { return {_mm512_mullo_epi16(x.v, y.v)}; }
   static Ints mul(Ints x, Ints y) { return {_mm512_mullo_epi32(x.v, y.v)}; }
-  static Ints minus(Ints x) { return {_mm512_sub_epi32(_mm512_setzero_si512(), x.v)}; }
   static Ints add_products(Ints sum, Bytes x, Bytes y) { return {_mm512_dpwssd_epi32(sum.v, x.v, y.v)}; }
   static Ints load_u8(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p))}; }
   static Ints load_i8(const uint8_t* p) { return {_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p))}; }

@@ -1,0 +1,83 @@
+#include "selection.h"
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+
+namespace ventoux {
+namespace {
+
+constexpr int kBits = 11;     // of a key that are looked at in one round, from the top
+constexpr size_t kBins = 1 << kBits;
+constexpr size_t kBanks = 4;  // so that equal values, one behind the other, do not wait for each other's sum
+
+// Floats in the order of unsigned integers.
+uint32_t key_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits ^ (uint32_t(int32_t(bits) >> 31) | 0x80000000u);
+}
+
+float value_of(uint32_t key) {
+  const uint32_t bits = key ^ (key >> 31 ? 0x80000000u : 0xffffffffu);
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+bool differ(const uint32_t* keys, size_t n) {
+  uint32_t bits = 0;
+  for (size_t i = 1; i < n; i++) bits |= keys[i] ^ keys[0];
+  return bits != 0;
+}
+
+// Goes from the largest of n values down, adds up mass(value), and returns the value at which that reaches goal(sum of all).
+//
+// A radix select: one pass sums the masses by the keys' first bits, which says in which bin the goal is reached; the next
+// looks at that bin alone. So whatever values there are, equal or all different, three passes find it.
+template <class Mass, class Goal>
+float where_reached(const float* values, size_t n, Mass mass, Goal goal_of) {
+  const std::unique_ptr<uint32_t[]> memory(new uint32_t[n]);
+  uint32_t* keys = memory.get();
+  for (size_t i = 0; i < n; i++) keys[i] = key_of(values[i]);
+
+  double above = 0, goal = 0;  // above: the mass of all that is larger than what is still looked at
+  uint32_t found = 0;          // the key, as far as it is known
+  for (int unknown = 32; unknown > 0 && differ(keys, n);) {
+    const int width = unknown < kBits ? unknown : kBits, shift = unknown - width;
+    const uint32_t mask = (1u << width) - 1;
+    double bins[kBins][kBanks] = {};
+    for (size_t i = 0; i < n; i++) bins[keys[i] >> shift & mask][i % kBanks] += mass(value_of(keys[i]));
+    double sums[kBins], all = 0;
+    for (size_t bin = kBins; bin-- > 0;) all += sums[bin] = (bins[bin][0] + bins[bin][1]) + (bins[bin][2] + bins[bin][3]);
+    if (unknown == 32) goal = goal_of(all);
+    double here = above;
+    for (size_t bin = kBins; bin-- > 0 && here < goal;) {
+      if (sums[bin] == 0) continue;
+      above = here;
+      here += sums[bin];
+      found = (found & ~(mask << shift)) | uint32_t(bin) << shift;  // the lowest, should rounding leave the goal out of reach
+    }
+    size_t left = 0;
+    for (size_t i = 0; i < n; i++) {
+      const uint32_t key = keys[i];
+      keys[left] = key;
+      left += (key ^ found) >> shift == 0;
+    }
+    n = left;
+    unknown = shift;
+  }
+  return value_of(keys[0]);
+}
+
+}  // namespace
+
+float kth_largest(const float* values, size_t n, size_t k) {
+  return where_reached(values, n, [](float) { return 1.0; }, [k](double) { return double(k); });
+}
+
+float nucleus_floor(const float* weights, size_t n, double share) {
+  return where_reached(weights, n, [](float weight) { return double(weight); }, [share](double all) { return share * all; });
+}
+
+}  // namespace ventoux
