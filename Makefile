@@ -37,8 +37,10 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
+# pip compiles what it installs, but not what is editable: where Python may not write bytecode, each start would compile it.
 $(RUN): $(VENV)/.made $(SOURCES)
 	$(BIN)/python -m pip install -q -e . -c constraints.txt
+	$(BIN)/python -m compileall -q src
 	$(BIN)/ventoux pull
 	touch $@
 

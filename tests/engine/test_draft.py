@@ -243,6 +243,30 @@ def test_a_draft_that_does_not_help_costs_less_than_five_percent(cost, temperatu
     assert seconds[True] < 1.05 * seconds[False]
 
 
+@pytest.mark.parametrize("cost", [0.05, 0.25])
+@pytest.mark.parametrize("early", [40, 60, 80, 120])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_draft_does_not_keep_a_text_from_guessing_what_it_repeats(early, seed, cost):
+    """Guesses from the text cost nothing to make: after misses they come back, also while the draft does well."""
+
+    def row(ids: list[int]) -> Float32:
+        if len(ids) < early:  # of three letters: what has been there before misleads
+            return endless(letters(3, seed, sharpness=9))(ids)
+        logits = np.full(VOCAB, -30, np.float32)
+        logits[ids[-30]] = 0
+        return logits
+
+    seconds = {}
+    for drafts in (False, True):
+        clock = Clock()
+        backend = TimedToy(row, clock, step=1.0, token=0.25, context=500)
+        draft = TimedToy(row, clock, step=cost, token=0.25 * cost, context=500)
+        loop = Engine(backend, ByteTokenizer(), draft=draft if drafts else None, clock=clock)
+        run(loop, [Request([BOS, *range(20, 50)], SamplingParams(temperature=0, max_tokens=300))])
+        seconds[drafts] = clock.now
+    assert seconds[True] < 1.05 * seconds[False]
+
+
 @pytest.mark.parametrize(("right", "at_most"), [(1.0, 0.4), (0.8, 0.65), (0.5, 0.95)])
 def test_a_draft_that_is_mostly_right_saves_most_of_the_time(right, at_most):
     row = endless(letters(200, sharpness=5))

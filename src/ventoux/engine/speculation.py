@@ -83,7 +83,12 @@ class Speculation:
 
     def checked(self, streams: int, seconds: float, *, guessed: int, right: int) -> None:
         """The model's pass over this step's guesses took so long."""
-        self._source.ledger.checked(streams, self._making + seconds, right, guessed=guessed)
+        seconds += self._making
+        for guesser in self._guessers:
+            if guesser is self._source:
+                guesser.ledger.checked(streams, seconds, right, guessed=guessed)
+            else:  # which may try again after a share of this, too
+                guesser.ledger.other(seconds)
 
     def plain(self, streams: int, seconds: float) -> None:
         """A pass of as many sequences, each with one token."""
