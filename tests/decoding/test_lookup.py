@@ -42,10 +42,10 @@ def test_a_guess_is_what_followed_the_longest_run_where_it_stood_last(ids: list[
 
 def test_right_guesses_make_more_and_wrong_ones_fewer():
     lookup, widths = PromptLookup([0, 1] * 30), []
-    for _ in range(4):
+    for _ in range(5):
         widths.append(len(lookup.draft(99)))
         lookup.tell(widths[-1], widths[-1])
-    assert widths == [3, 7, MAX_DRAFT, MAX_DRAFT]
+    assert widths == [3, 7, 11, MAX_DRAFT, MAX_DRAFT]
     lookup.tell(MAX_DRAFT, MAX_DRAFT - 1)
     assert len(lookup.draft(99)) == 1
     lookup.tell(1, 1)

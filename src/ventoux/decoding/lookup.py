@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from ventoux.decoding.ledger import MAX_DRAFT
 
 _LENGTHS = (4, 3, 2)  # tokens that must have stood together before, the longest first
-# Guesses at once: with the token before them 2, 4, 8 or 16 rows, which are tiles that kernels take.
-_WIDTHS = (1, 3, 7, MAX_DRAFT)
+# Guesses at once: with the token before them 2, 4, 8, 12 or 16 rows, which are whole tiles of the kernels.
+_WIDTHS = (1, 3, 7, 11, MAX_DRAFT)
 _REST = 32  # tokens without a guess at most, after guesses that were wrong
 
 

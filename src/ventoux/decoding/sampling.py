@@ -8,6 +8,7 @@ a sort breaks ties.
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,17 +81,20 @@ def sample(
     Draws exactly one number from `rng` a token, none at temperature 0, which needs no `rng`. A token of probability
     zero is never chosen. Raises GenerationError when a logit is not a number, or when every token is forbidden.
     """
-    if not np.isfinite(logits.max()):  # the maximum of an array that holds a NaN is NaN
+    likeliest = int(np.argmax(logits))  # the first NaN, if there is one
+    if not isfinite(logits[likeliest]):
         raise GenerationError(
             "the model returned logits that are not finite numbers; its weights are damaged, or it overflows"
         )
     scores = _adjust(logits, params, history)  # [V]
     if allowed is not None:
         scores = np.where(allowed, scores, np.float32(-np.inf))
-    if np.isneginf(scores.max()):
-        forbidding = "logit_bias forbids every one" + ("" if allowed is None else " that the grammar allows")
-        raise GenerationError(f"no token is left to choose from: {forbidding}; forbid fewer")
-    token_id = int(np.argmax(scores)) if params.temperature == 0 else _draw(scores, params, rng)
+    if scores is not logits:
+        likeliest = int(np.argmax(scores))
+        if scores[likeliest] == -np.inf:
+            forbidding = "logit_bias forbids every one" + ("" if allowed is None else " that the grammar allows")
+            raise GenerationError(f"no token is left to choose from: {forbidding}; forbid fewer")
+    token_id = likeliest if params.temperature == 0 else _draw(scores, params, rng)
     if params.logprobs is None:
         return Sampled(token_id)
     return with_logprobs(token_id, logits, params.logprobs)

@@ -15,7 +15,7 @@ from ventoux.engine.request import Event, Finished, Reason, Request, check_ids, 
 from ventoux.engine.saving import load, save
 from ventoux.engine.scheduler import Chunk, Progress, schedule
 from ventoux.engine.speculation import Speculation
-from ventoux.errors import OutOfMemoryError, PromptTooLongError, RequestError, shown
+from ventoux.errors import GenerationError, OutOfMemoryError, PromptTooLongError, RequestError, shown
 from ventoux.tokenizer.base import Tokenizer
 
 
@@ -268,8 +268,11 @@ class Engine:
                 return 0
             generation.guessed += len(draft)
             for right, row in enumerate(logits[-1 - len(draft) :]):
-                check_logits(row, self._backend)
-                events = generation.accept(row)
+                try:
+                    events = generation.accept(row)
+                except GenerationError:
+                    check_logits(row, self._backend)  # if it is that, the backend knows more of it
+                    raise
                 self._events += [(key, event) for event in events]
                 if isinstance(events[-1], Finished):
                     self._release(key, keeps=True)
