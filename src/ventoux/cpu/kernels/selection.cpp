@@ -25,6 +25,7 @@ float value_of(uint32_t key) {
   return value;
 }
 
+// Whether there are two that are not the same.
 bool differ(const uint32_t* keys, size_t n) {
   uint32_t bits = 0;
   for (size_t i = 1; i < n; i++) bits |= keys[i] ^ keys[0];

@@ -3,9 +3,9 @@
 //
 // So activations share a scale in all 256 columns, too, and what is multiplied are 16-bit integers, scale * (quant - offset) and the
 // activation: floats come once for a super-block, not once for each group, and no group needs a second product because it stands
-// out. 14 bits of an activation are what sums in 32 bits have room for (kSuperLimit): emulated on a trained model, a tenth of the divergence of 8 and 16 bits.
-// Minima are multiplied with a group's sum of activations, in 16 bits too, and in a unit of 1, 2, 4 or 8 that makes all sums of the
-// super-block fit: mostly 1 (an eighth of each sum, rounded, made ten times the error of all the rest).
+// out. 14 bits of an activation are what sums in 32 bits have room for (kSuperLimit): emulated on a trained model, a tenth of the
+// divergence of 8 and 16 bits. Minima are multiplied with a group's sum of activations, in 16 bits too, and in a unit of 1, 2, 4 or 8
+// that makes all sums of the super-block fit: mostly 1 (an eighth of each sum, rounded, made ten times the error of all the rest).
 //
 // Many tokens are multiplied as crossed.h says, with 16 bits for 8: (v + y) (w + x) of columns whose weights are v, w. Sums may
 // overflow meanwhile: what they end as does not, and integers find back.
