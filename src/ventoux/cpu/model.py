@@ -106,7 +106,8 @@ class Backend:
         self._layers = [self._layer(tensors, weights, i) for i in range(config.num_layers)]
         self.step_bytes = sum(weight.nbytes for weight in weights.values())  # the embedding's rows come from its file
         self._products = self._products_of([t.format for t in matrices])
-        self._activations = sorted({self._pool.activations(t.format) for t in matrices})
+        # "mixed" alone is not the same on all machines of one instruction set
+        self._rounded = sorted({self._pool.activations(t.format) for t in matrices}) if self.compute == "mixed" else []
         self._inverse_frequencies = inverse_frequencies(config)
         self._kept = Arrays.make(config, KEPT)
         self._looked_up = 0
@@ -148,7 +149,7 @@ class Backend:
     def fingerprint(self) -> str:
         spread = np.linspace(0, self.config.vocab_size - 1, 64, dtype=np.int32)
         embedding = np.ascontiguousarray(self._embedding.rows(spread)).view(np.uint8).reshape(-1)
-        about = self.config, "cpu", self.isa, self.compute, self._activations, _kernels.LAYOUT_VERSION
+        about = self.config, "cpu", self.isa, self.compute, self._rounded, _kernels.LAYOUT_VERSION
         return seam.fingerprint(about, [embedding, *(weight.packed for weight in self._weights.values())])
 
     def new_cache(self) -> Cache:

@@ -71,6 +71,7 @@ class Speculation:
                     self._source, self._making = guesser, seconds
                     return guesses
                 guesser.ledger.spent(seconds)
+                self._passed(seconds, but=guesser)
         return {}
 
     def tell(self, generation: Generation, guessed: int, right: int) -> None:
@@ -84,10 +85,13 @@ class Speculation:
     def checked(self, streams: int, seconds: float, *, guessed: int, right: int) -> None:
         """The model's pass over this step's guesses took so long."""
         seconds += self._making
+        self._source.ledger.checked(streams, seconds, right, guessed=guessed)
+        self._passed(seconds, but=self._source)
+
+    def _passed(self, seconds: float, *, but: Guesser) -> None:
+        """Time of one source's, of which the other has its share, too: it may try again the sooner."""
         for guesser in self._guessers:
-            if guesser is self._source:
-                guesser.ledger.checked(streams, seconds, right, guessed=guessed)
-            else:  # which may try again after a share of this, too
+            if guesser is not but:
                 guesser.ledger.other(seconds)
 
     def plain(self, streams: int, seconds: float) -> None:
