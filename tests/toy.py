@@ -123,9 +123,10 @@ class ToyBackend:
     def forward(self, batch: Batch, cache: ToyCache) -> Float32:
         self.batches.append(batch)
         rows = {}
-        for i, (token_id, position, slot) in enumerate(zip(batch.ids, batch.positions, batch.slots, strict=True)):
+        slots = np.repeat(batch.slots, batch.counts)
+        for i, (token_id, position, slot) in enumerate(zip(batch.ids, batch.positions, slots, strict=True)):
             ids = cache.sequences[slot]
-            begins = i == 0 or batch.slots[i - 1] != slot
+            begins = i == 0 or slots[i - 1] != slot
             if begins and len(ids) - cache.lookaheads[slot] <= position < len(ids):
                 del ids[position:]  # a draft that was not what the text went on with
             assert position == len(ids), f"slot {slot} holds {len(ids)} positions, but position {position} came"

@@ -38,15 +38,18 @@ class Segment:
 class Batch:
     """The tokens of one forward pass, T in all, flat and ragged: no padding anywhere.
 
-    ids, positions and slots are int32 [T]; logit_rows is int32 [N], the rows that want logits, ascending.
-    Tokens with the same slot stand together, at consecutive positions. adapters holds the name, the first row and the
-    row after the last of each segment that has an adapter, in order.
+    ids and positions are int32 [T]; logit_rows is int32 [N], the rows that want logits, ascending. A sequence's tokens
+    stand together, at consecutive positions: slots, starts and counts are int32 [S], and say of each that has tokens
+    its slot, the position of the first, and how many. adapters holds the name, the first row and the row after the
+    last of each segment that has an adapter, in order.
     """
 
     ids: Int32
     positions: Int32
-    slots: Int32
     logit_rows: Int32
+    slots: Int32
+    starts: Int32
+    counts: Int32
     adapters: tuple[tuple[str, int, int], ...] = ()
 
     @classmethod
@@ -54,39 +57,36 @@ class Batch:
         """Lay segments end to end.
 
         Two segments (slot 0, start 5, ids a b c, logits 1) and (slot 2, start 0, ids d e, logits 0) give
-        positions 5 6 7 0 1, slots 0 0 0 2 2, logit_rows 2.
+        positions 5 6 7 0 1, logit_rows 2, slots 0 2, starts 5 0, counts 3 2.
         """
         assert len({s.slot for s in segments}) == len(segments), "a slot may stand only once in a batch"
         assert all(0 <= s.logits <= len(s.ids) for s in segments), "logits counts tokens of its own segment"
-        lengths = [len(s.ids) for s in segments]
-        ends = np.cumsum(lengths)
-        rows = [np.arange(end - s.logits, end) for s, end in zip(segments, ends, strict=True)]
+        # lists, of which arrays are made at the end: a decode step has a token or two, and waits for this
+        ids: list[int] = []
+        positions: list[int] = []
+        rows: list[int] = []
+        adapters = []
+        segments = [s for s in segments if len(s.ids)]
+        for s in segments:
+            begin = len(ids)
+            ids += s.ids
+            end = len(ids)
+            positions += range(s.start, s.start + end - begin)
+            rows += range(end - s.logits, end)
+            if s.adapter is not None:
+                adapters.append((s.adapter, begin, end))
         return cls(
-            ids=np.concatenate([np.asarray(s.ids, np.int32) for s in segments]),
-            positions=np.concatenate([np.arange(s.start, s.start + len(s.ids), dtype=np.int32) for s in segments]),
-            slots=np.repeat(np.array([s.slot for s in segments], np.int32), lengths),
-            logit_rows=np.concatenate(rows).astype(np.int32),
-            adapters=tuple(
-                (s.adapter, int(end) - len(s.ids), int(end))
-                for s, end in zip(segments, ends, strict=True)
-                if s.adapter is not None and len(s.ids)
-            ),
+            ids=np.array(ids, np.int32),
+            positions=np.array(positions, np.int32),
+            logit_rows=np.array(rows, np.int32),
+            slots=np.array([s.slot for s in segments], np.int32),
+            starts=np.array([s.start for s in segments], np.int32),
+            counts=np.array([len(s.ids) for s in segments], np.int32),
+            adapters=tuple(adapters),
         )
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def spans(self) -> tuple[Int32, Int32, Int32]:
-        """Slot, first position and number of tokens of each sequence that has any.
-
-        slots 0 0 0 2 2 and positions 5 6 7 0 1 -> slots 0 2, starts 5 0, counts 3 2.
-        """
-        begins = np.ones(len(self), bool)
-        np.not_equal(self.slots[1:], self.slots[:-1], out=begins[1:])
-        first = np.flatnonzero(begins)
-        counts = np.empty(len(first), np.int32)
-        counts[:-1], counts[-1:] = first[1:] - first[:-1], len(self) - first[-1:]
-        return self.slots[first], self.positions[first], counts
 
     def adapter_rows(self) -> dict[str, slice | Int32]:
         """The rows of each adapter that any have: a slice where they stand together, as all do for one adapter alone.

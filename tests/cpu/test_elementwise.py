@@ -41,3 +41,43 @@ def test_swiglu_keeps_nan(isa):
     gate[0, 3] = np.nan
     _kernels.swiglu(_kernels.Pool(1, isa), gate, up)
     assert np.flatnonzero(np.isnan(gate)).tolist() == [3]
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 301, 8000])
+def test_weights_over_the_whole_range_of_exp(isa, size):
+    scores, temperature = np.linspace(-100, 3, size, dtype=np.float32), 0.7
+    scores[0], highest = -np.inf, max(scores[-1], 2)
+    found = np.full(size, np.nan, np.float32)
+    _kernels.weigh(isa, scores, highest, temperature, found)
+    exponents = (scores.astype(np.float64) - highest) / np.float32(temperature)
+    np.testing.assert_allclose(
+        found, np.exp(exponents), rtol=6e-6, atol=2.0**-125
+    )  # exponents to -87 have 2^-18 of error
+    assert (found[exponents < -87.5] == 0).all()
+    assert (np.diff(found) >= 0).all()
+
+
+@pytest.mark.parametrize("temperature", [2.0**-126, 1.0, 2.0**127])
+def test_the_likeliest_has_weight_one_and_what_is_forbidden_none(isa, temperature):
+    scores = np.array([3e38, 2e38, -np.inf, 3e38] * 6, np.float32)
+    found = np.empty_like(scores)
+    _kernels.weigh(isa, scores, 3e38, temperature, found)
+    np.testing.assert_allclose(found, [1, np.exp(-1e38 / temperature), 0, 1] * 6, rtol=1e-6)
+    assert (found[[0, 2, 3]] == [1, 0, 1]).all()
+
+
+def test_weights_want_a_temperature(isa):
+    with pytest.raises(ValueError, match="a temperature is above 0"):
+        _kernels.weigh(isa, np.zeros(3, np.float32), 0.0, 0.0, np.empty(3, np.float32))
+
+
+def test_angles_far_into_a_text():
+    frequencies = (10000.0 ** -(np.arange(32) / 32)).astype(np.float32)
+    positions = np.array([0, 1, 5, 4095, 32767, 1 << 20], np.int32)
+    cos, sin = np.empty((2, 6, 32), np.float32)
+    _kernels.rotary(frequencies, positions, cos, sin)
+    angles = (positions.astype(np.float32)[:, None] * frequencies).astype(np.float64)
+    np.testing.assert_allclose(cos, np.cos(angles), atol=1e-7)
+    np.testing.assert_allclose(sin, np.sin(angles), atol=1e-7)
+    with pytest.raises(ValueError, match="angles have the wrong shape"):
+        _kernels.rotary(frequencies, positions[:5], cos, sin)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from ventoux.cpu import _kernels
 from ventoux.cpu._kernels import kth_largest, nucleus_floor
 from ventoux.decoding import History, Sampled, SamplingParams, sample
 from ventoux.decoding.sampling import Float32, candidates
@@ -22,7 +23,7 @@ logit_arrays = arrays(np.float32, st.integers(1, 40), elements=st.integers(-240,
 
 def weights_of(logits: Float32, params: SamplingParams) -> Float32:
     """What may be drawn and how often, up to a common factor: [V], 0 for what is out."""
-    ids, weights = candidates(logits, params)
+    ids, weights = candidates(logits, float(logits.max()), params)
     if ids is None:
         return weights
     assert (np.diff(ids) > 0).all()
@@ -120,6 +121,12 @@ def test_bias_moves_and_forbids() -> None:
     assert only == {1: 50}
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e300])
+def test_no_temperature_draws_what_is_forbidden(temperature: float) -> None:
+    drawn = {draw([1.0, 1.0, 2.0], temperature=temperature, logit_bias={2: -math.inf}, seed=s).id for s in range(50)}
+    assert drawn == {0, 1}
+
+
 @settings(deadline=None, max_examples=150)
 @given(
     st.integers(0, 2**32 - 1),
@@ -141,7 +148,8 @@ def test_of_a_large_vocabulary_a_plain_sort_keeps_the_same(
     logits[rng.random(size) > allowed] = -np.inf
     logits[rng.integers(size)] = 0
 
-    exact = np.exp(logits - logits.max())
+    exact = weights_of(logits, SamplingParams(temperature=1))
+    np.testing.assert_allclose(exact, np.exp(logits - logits.max()), rtol=6e-6, atol=2.0**-125)
     if top_k:
         exact[logits < np.sort(logits)[-min(top_k, size)]] = 0
     np.testing.assert_array_equal(weights_of(logits, SamplingParams(temperature=1, top_k=top_k)), exact)
@@ -178,6 +186,36 @@ def test_the_floor_of_a_nucleus_is_exact_where_sums_are(weights: Float32, share:
     assert equal > 0
     assert larger < goal + tolerance
     assert larger + equal >= goal - tolerance
+
+
+@settings(deadline=None)
+@given(
+    arrays(np.float32, st.integers(1, 900), elements=st.integers(-30, 0).map(lambda n: 2.0**n) | st.just(0.0)),
+    st.floats(0, 1, exclude_max=True),
+    st.data(),
+)
+def test_a_draw_is_where_the_running_sum_passes_its_share(weights: Float32, share: float, data: st.DataObject) -> None:
+    """Powers of two, whose sums are exact, but for the goal's own rounding; weights of 0 are never drawn."""
+    weights[data.draw(st.integers(0, len(weights) - 1))] = 1
+    at = _kernels.draw(weights, share)
+    ends, goal = np.cumsum(weights, dtype=np.float64), share * weights.sum(dtype=np.float64)
+    assert weights[at] > 0
+    assert ends[at] - weights[at] <= goal * (1 + 1e-12)
+    assert ends[at] >= goal * (1 - 1e-12)
+
+
+def test_a_draw_of_nothing_is_the_first_that_has_a_weight() -> None:
+    weights = np.zeros(1000, np.float32)
+    weights[[700, 900]] = 2.0**-149  # the smallest float32 there is
+    assert _kernels.draw(weights, 0.0) == 700
+    assert _kernels.draw(weights, 0.5) == 900
+    assert _kernels.draw(weights, math.nextafter(1, 0)) == 900
+
+
+@pytest.mark.parametrize(("size", "share"), [(0, 0.5), (3, -0.1), (3, 1.0), (3, math.nan)])
+def test_a_draw_wants_a_share_below_all(size: int, share: float) -> None:
+    with pytest.raises(ValueError, match="a share is at least 0 and below 1"):
+        _kernels.draw(np.ones(size, np.float32), share)
 
 
 @pytest.mark.parametrize("k", [0, 4])

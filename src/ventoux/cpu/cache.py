@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ventoux.batch import Batch, Int32, Snapshot
+from ventoux.batch import Batch, Snapshot
 from ventoux.cpu import _kernels
 
 
@@ -37,13 +37,11 @@ class Cache(_kernels.Cache):
         super().free(slot)
         del self._written[slot]
 
-    def write(self, batch: Batch) -> tuple[Int32, Int32, Int32]:
-        """The batch is about to be run -> its spans. Not afterwards: a pass that breaks off may have written, too."""
-        slots, starts, counts = spans = batch.spans()
-        for slot, end in zip(slots.tolist(), (starts + counts).tolist(), strict=True):
+    def write(self, batch: Batch) -> None:
+        """The batch is about to be run. Not afterwards: a pass that breaks off may have written, too."""
+        for slot, end in zip(batch.slots.tolist(), (batch.starts + batch.counts).tolist(), strict=True):
             written = self._written[slot]
             written.end = max(written.end, end)
-        return spans
 
     def fork(self, slot: int, position: int, length: int, lookahead: int = 0) -> int | None:
         """A new sequence that begins with the first `position` positions of `slot`; None where keys are gone."""

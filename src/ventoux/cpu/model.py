@@ -98,6 +98,7 @@ class Backend:
         )
         self._lock = threading.Lock()  # kernels share the pool's memory: one forward at a time
         self._embedding = tensors["embed_tokens.weight"]  # rows are looked up in its file
+        assert self._embedding.row_order is None, "only rows of q_proj and k_proj stand in another order"
         self._norm = tensors["norm.weight"].float32()
         head = "embed_tokens.weight" if config.tie_embeddings else "lm_head.weight"
         matrices = [t for name, t in tensors.items() if len(t.shape) == 2 and (name == head or "layers." in name)]
@@ -208,7 +209,8 @@ class Backend:
         arrays = Arrays(*(array[:T] for array in self._kept)) if T <= KEPT else Arrays.make(c, T)
         self._embed(batch.ids, arrays.x)
         cos, sin = rotary(self._inverse_frequencies, batch.positions)
-        on_its_way = _kernels.Pass(self._pool, cache, *arrays, cos, sin, *cache.write(batch))
+        cache.write(batch)
+        on_its_way = _kernels.Pass(self._pool, cache, *arrays, cos, sin, batch.slots, batch.starts, batch.counts)
         if adapted:
             for index, layer in enumerate(self._layers):
                 run_adapted(layer, index, on_its_way, arrays, adapted)
@@ -235,7 +237,7 @@ class Backend:
         """Look up the ids' rows, into x [T, E]; a few at a time, since their neighbours are mapped with them."""
         for start in range(0, len(ids), LOOKED_UP):
             some = ids[start : start + LOOKED_UP]
-            x[start : start + len(some)] = self._embedding.rows(some)
+            _kernels.dequantize(self._embedding.format, self._embedding.data, some, x[start : start + len(some)])
             self._looked_up += len(some)
             if self._looked_up >= LOOKED_UP:
                 mapped.release_files([self._embedding.data])
@@ -282,5 +284,6 @@ def inverse_frequencies(config: ModelConfig) -> Float32:
 
 def rotary(frequencies: Float32, positions: Int32) -> tuple[Float32, Float32]:
     """Cosines and sines [T, D/2] of each position's angles, in fp32 as the models were trained."""
-    angles = positions.astype(np.float32)[:, None] * frequencies
-    return np.cos(angles), np.sin(angles)
+    cos, sin = np.empty((2, len(positions), len(frequencies)), np.float32)
+    _kernels.rotary(frequencies, positions, cos, sin)
+    return cos, sin

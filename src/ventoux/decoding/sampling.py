@@ -8,13 +8,15 @@ a sort breaks ties.
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from math import isfinite
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ventoux.cpu._kernels import kth_largest, nucleus_floor
+from ventoux.cpu._kernels import draw, kth_largest, nucleus_floor, weigh
+from ventoux.cpu.machine import isa
 from ventoux.decoding.params import SamplingParams
 from ventoux.errors import GenerationError
 
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 
-_BLOCK = 256  # weights that are summed as one before it is known which of them is drawn
-_TINY = 2.0**-126  # the smallest normal float32: a temperature below it would be 0
+_isa = cache(isa)
+_COLDEST, _HOTTEST = 2.0**-126, 2.0**127  # as float32 a temperature beyond these would be 0 or infinite
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def sample(
         if scores[likeliest] == -np.inf:
             forbidding = "logit_bias forbids every one" + ("" if allowed is None else " that the grammar allows")
             raise GenerationError(f"no token is left to choose from: {forbidding}; forbid fewer")
-    token_id = likeliest if params.temperature == 0 else _draw(scores, params, rng)
+    token_id = likeliest if params.temperature == 0 else _draw(scores, float(scores[likeliest]), params, rng)
     if params.logprobs is None:
         return Sampled(token_id)
     return with_logprobs(token_id, logits, params.logprobs)
@@ -118,21 +120,21 @@ def _adjust(logits: Float32, params: SamplingParams, history: History) -> Float3
     return scores
 
 
-def candidates(scores: Float32, params: SamplingParams) -> tuple[Int64 | None, Float32]:
+def candidates(scores: Float32, highest: float, params: SamplingParams) -> tuple[Int64 | None, Float32]:
     """What temperature, top_k, top_p and min_p leave of scores [V]: ids [C] ascending, None for all, and weights [C].
 
-    A weight is a probability up to a common factor: 1 for the likeliest token, 0 for one that is out.
+    `highest` is the largest score. A weight is a probability up to a common factor: 1 for the likeliest token, 0 for
+    one that is out.
     """
-    ids, inside, highest = None, None, scores.max()
+    ids, inside = None, None
     if 0 < params.top_k < len(scores):
         inside = scores >= kth_largest(scores, params.top_k)
-        if (
-            np.count_nonzero(inside) < len(scores) // 8
-        ):  # else many are equal, and it is faster to leave them where they are
+        # else many are equal, and it is faster to leave them where they are
+        if np.count_nonzero(inside) < len(scores) // 8:
             ids = np.flatnonzero(inside)
             scores, inside = scores[ids], None
-    with np.errstate(over="ignore", under="ignore"):  # a small temperature sends the rest to -inf, and to weight 0
-        weights = np.exp((scores - highest) / max(params.temperature, _TINY))
+    weights = np.empty_like(scores)
+    weigh(_isa(), scores, highest, min(max(params.temperature, _COLDEST), _HOTTEST), weights)
     if inside is not None:
         weights *= inside
     floor = max(params.min_p, nucleus_floor(weights, params.top_p) if params.top_p < 1 else 0.0)
@@ -141,25 +143,11 @@ def candidates(scores: Float32, params: SamplingParams) -> tuple[Int64 | None, F
     return ids, weights
 
 
-def _draw(scores: Float32, params: SamplingParams, rng: "Generator | None") -> int:
+def _draw(scores: Float32, highest: float, params: SamplingParams, rng: "Generator | None") -> int:
     assert rng is not None, "a temperature above 0 needs random numbers"
-    ids, weights = candidates(scores, params)
-    at = _weighted(weights, rng.random())
+    ids, weights = candidates(scores, highest, params)
+    at = draw(weights, rng.random())
     return at if ids is None else int(ids[at])
-
-
-def _weighted(weights: Float32, draw: float) -> int:
-    """The index where the running sum of weights [C] passes `draw` of the whole: blocks are summed first, then one."""
-    blocks = np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64)
-    ends = np.cumsum(blocks)
-    goal = draw * ends[-1]
-    # a draw is below 1, and "right" skips what adds nothing to the running sum: weight 0 is never chosen
-    block = min(int(np.searchsorted(ends, goal, side="right")), int(np.flatnonzero(blocks)[-1]))
-    begin = block * _BLOCK
-    part = weights[begin : begin + _BLOCK]
-    mass = np.cumsum(part, dtype=np.float64)
-    goal -= ends[block] - blocks[block]
-    return begin + min(int(np.searchsorted(mass, goal, side="right")), int(np.flatnonzero(part)[-1]))
 
 
 def with_logprobs(token_id: int, logits: Float32, k: int) -> Sampled:

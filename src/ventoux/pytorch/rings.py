@@ -183,7 +183,7 @@ class Cache:
     def parts(self, batch: Batch) -> list[Part]:
         """A batch sequence by sequence, with rings that are ready for what comes next."""
         parts, begin = [], 0
-        for slot, start, length in zip(*(each.tolist() for each in batch.spans()), strict=True):
+        for slot, start, length in zip(batch.slots.tolist(), batch.starts.tolist(), batch.counts.tolist(), strict=True):
             self._sequences[slot].begin(start)
             parts.append(Part(begin, begin + length, self._sequences[slot]))
             begin += length

@@ -1,4 +1,5 @@
-// Norms and activations: RMSNorm (https://arxiv.org/abs/1910.07467), SwiGLU (https://arxiv.org/abs/2002.05202), exp.
+// Norms and activations: RMSNorm (https://arxiv.org/abs/1910.07467), SwiGLU (https://arxiv.org/abs/2002.05202), exp, and
+// what softmax sums.
 #pragma once
 
 #include "kernels.h"
@@ -47,6 +48,18 @@ inline void swiglu(float* gate, const float* up, size_t n) {
   for (size_t j = i; j < n; j++) rest_gate[j - i] = gate[j], rest_up[j - i] = up[j];
   swiglu(rest_gate, rest_up, 16);
   for (size_t j = i; j < n; j++) gate[j] = rest_gate[j - i];
+}
+
+inline void weigh(const float* scores, float highest, float temperature, size_t n, float* weights) {
+  // what exp saturates at is taken off: a score of -inf has weight 0, and to weights above 1e-30 it makes no difference
+  const Floats top = splat(highest), divisor = splat(temperature), least = exp(splat(-__builtin_inff()));
+  const auto of = [&](const float* x) { return sub(exp(div(sub(load(x), top), divisor)), least); };
+  size_t i = 0;
+  for (; i + 16 <= n; i += 16) store(weights + i, of(scores + i));
+  float rest[16] = {};
+  for (size_t j = i; j < n; j++) rest[j - i] = scores[j];
+  store(rest, of(rest));
+  for (size_t j = i; j < n; j++) weights[j] = rest[j - i];
 }
 
 // Writes a panel's 16 results; the last panel of a matrix may have fewer rows.

@@ -152,6 +152,8 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, float eps, int n, float* y);
   // gate = silu(gate) * up.
   void (*swiglu)(float* gate, const float* up, size_t n);
+  // weights = e^((scores - highest) / temperature), 0 for those below e^-87; `highest` is the largest score.
+  void (*weigh)(const float* scores, float highest, float temperature, size_t n, float* weights);
   // Rotates one token's key [D] of one head and puts it and its value into lane `lane` of a panel.
   void (*store_kv)(const AttentionShape& shape, const float* k, const float* v, const float* cos, const float* sin,
                    uint8_t* panel, int lane, float* scratch);

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "bindings.h"
+#include "blocks.h"
 #include "layout.h"
 #include "limits.h"
 #include "selection.h"
@@ -40,14 +41,14 @@ void make_weight(Weight* at, Pool& pool, const std::string& format, int columns,
   const Format f = format_of(format);
   const uint8_t* bytes = data.data();
   const int32_t* to = order ? order->data() : nullptr;
-  require(data.shape(1) == Weight::row_bytes(f, columns), "a row has another number of bytes than its format and columns say");
+  require(data.shape(1) == row_bytes(f, columns), "a row has another number of bytes than its format and columns say");
   nb::gil_scoped_release release;
   new (at) Weight(pool, f, rows, columns, bytes, to);
 }
 
 size_t packed_bytes(const std::string& format, int rows, int columns) {
   const Format f = format_of(format);
-  require(rows > 0 && rows <= INT_MAX - kPanel && Weight::row_bytes(f, columns) > 0, "no matrix of this format has this shape");
+  require(rows > 0 && rows <= INT_MAX - kPanel && row_bytes(f, columns) > 0, "no matrix of this format has this shape");
   return Weight::memory_bytes(f, rows, columns);
 }
 
@@ -93,11 +94,29 @@ void linear_py(Pool& pool, Floats2 x, const std::vector<Weight*>& weights, const
   if (tokens > 0) linear(pool, {x.data(), tokens, columns}, products.data(), int(products.size()), add, rounding);
 }
 
+void dequantize_py(const std::string& format, Rows data, Ints index, Out2 out) {
+  const Format f = format_of(format);
+  const int rows = size(data, 0), columns = size(out, 1);
+  require(data.shape(1) == row_bytes(f, columns), "a row has another number of bytes than its format and columns say");
+  require(index.shape(0) == out.shape(0), "one row of the output for each index");
+  for (size_t i = 0; i < index.shape(0); i++) require(0 <= index.data()[i] && index.data()[i] < rows, "no such row");
+  nb::gil_scoped_release release;
+  for (size_t i = 0; i < index.shape(0); i++)
+    dequantize(f, columns, data.data() + size_t(index.data()[i]) * data.shape(1), out.data() + i * out.shape(1));
+}
+
 void rms_norm_py(Pool& pool, Floats2 x, Floats1 weight, float eps, Out2 out) {
   require(x.shape(1) == weight.shape(0) && out.shape(0) == x.shape(0) && out.shape(1) == x.shape(1), "shapes differ");
   const int rows = size(x, 0), columns = size(x, 1);
   nb::gil_scoped_release release;
   rms_norm(pool, x.data(), weight.data(), eps, rows, columns, out.data());
+}
+
+void rotary_py(Floats1 frequencies, Ints positions, Out2 cos, Out2 sin) {
+  const int halves = int(frequencies.shape(0)), tokens = int(positions.shape(0));
+  for (const auto* a : {&cos, &sin}) require(size(*a, 0) == tokens && size(*a, 1) == halves, "angles have the wrong shape");
+  nb::gil_scoped_release release;
+  rotary(frequencies.data(), halves, positions.data(), tokens, cos.data(), sin.data());
 }
 
 void swiglu_py(Pool& pool, Out2 gate, Floats2 up) {
@@ -141,6 +160,12 @@ nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>> ring_of(const Cache& cache, int slo
   return {ring.panels, {cache.ring_bytes(ring)}, owner};
 }
 
+void weigh_py(const std::string& isa, Floats1 scores, float highest, float temperature, Out1 out) {
+  require(out.shape(0) == scores.shape(0), "scores and weights differ in number");
+  require(temperature > 0, "a temperature is above 0");
+  kernels_of(isa).weigh(scores.data(), highest, temperature, scores.shape(0), out.data());
+}
+
 float kth_largest_py(Floats1 values, size_t k) {
   require(1 <= k && k <= values.shape(0), "k must be from 1 to the number of values");
   return kth_largest(values.data(), values.shape(0), k);
@@ -149,6 +174,11 @@ float kth_largest_py(Floats1 values, size_t k) {
 float nucleus_floor_py(Floats1 weights, double share) {
   require(weights.shape(0) > 0 && 0 < share && share <= 1, "a share is above 0 and at most 1, of at least one weight");
   return nucleus_floor(weights.data(), weights.shape(0), share);
+}
+
+size_t draw_py(Floats1 weights, double share) {
+  require(weights.shape(0) > 0 && 0 <= share && share < 1, "a share is at least 0 and below 1, of at least one weight");
+  return draw(weights.data(), weights.shape(0), share);
 }
 
 uint64_t read_memory_py(Pool& pool, Words words) {
@@ -226,8 +256,12 @@ NB_MODULE(_kernels, m) {
         "Zeros, uint8 [bytes], from the system, which has them back with the array's end; in huge pages if all will be written.");
   m.def("linear", &linear_py, "pool"_a, "x"_a, "weights"_a, "outs"_a.noconvert(), "add"_a, "compute"_a,
         "outs[i] (+)= x . weights[i] for x [T, columns], outs[i] [T, rows].");
+  m.def("dequantize", &dequantize_py, "format"_a, "data"_a.noconvert(), "index"_a, "out"_a.noconvert(),
+        "out [N, columns] = rows index [N] of data, uint8 [rows, bytes of a row].");
   m.def("rms_norm", &rms_norm_py, "pool"_a, "x"_a, "weight"_a, "eps"_a, "out"_a.noconvert(),
         "out = x / rms(x) * weight, row by row.");
+  m.def("rotary", &rotary_py, "frequencies"_a, "positions"_a, "cos"_a.noconvert(), "sin"_a.noconvert(),
+        "cos, sin [T, D/2] = those of positions [T] * frequencies [D/2].");
   m.def("swiglu", &swiglu_py, "pool"_a, "gate"_a.noconvert(), "up"_a, "gate = silu(gate) * up.");
   m.def("attention", &attention_py, "pool"_a, "cache"_a, "layer"_a, "head_dim"_a, "q"_a, "k"_a,
         "v"_a, "cos"_a, "sin"_a, "slots"_a, "starts"_a, "counts"_a, "out"_a.noconvert(),
@@ -235,9 +269,13 @@ NB_MODULE(_kernels, m) {
 
   bind_layer(m);
 
+  m.def("weigh", &weigh_py, "isa"_a, "scores"_a, "highest"_a, "temperature"_a, "out"_a.noconvert(),
+        "out = exp((scores - highest) / temperature), 0 for what is below exp(-87); scores [C] float32, `highest` the largest.");
   m.def("kth_largest", &kth_largest_py, "values"_a, "k"_a, "The k-th largest of values [C] float32, none a NaN.");
   m.def("nucleus_floor", &nucleus_floor_py, "weights"_a, "share"_a,
         "The smallest of the fewest largest weights [C] float32 that hold `share` of the whole; none is negative, not all are 0.");
+  m.def("draw", &draw_py, "weights"_a, "share"_a,
+        "The first of weights [C] float32 with which their running sum passes `share` of the whole; none is negative, not all are 0.");
 
   m.def("read_memory", &read_memory_py, "pool"_a, "words"_a.noconvert(), "The sum of uint64 words, modulo 2^64.");
   m.def("multiply_int8", &multiply_int8, "pool"_a, "blocks"_a, nb::call_guard<nb::gil_scoped_release>(),

@@ -157,8 +157,13 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
-Pool::Pool(int threads, const std::string& isa) : kernels_(find(isa)) {
-  if (!kernels_) throw std::invalid_argument("instruction set " + isa + " cannot run on this machine");
+const Kernels& kernels_of(const std::string& isa) {
+  const Kernels* kernels = find(isa);
+  if (!kernels) throw std::invalid_argument("instruction set " + isa + " cannot run on this machine");
+  return *kernels;
+}
+
+Pool::Pool(int threads, const std::string& isa) : kernels_(&kernels_of(isa)) {
   if (threads < 1) throw std::invalid_argument("a pool needs at least one thread");
   scratch_.resize(size_t(threads));
   start();

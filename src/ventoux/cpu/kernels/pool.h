@@ -14,6 +14,9 @@ namespace ventoux {
 // Names of the instruction sets that this machine can run, best first.
 std::vector<std::string> instruction_sets();
 
+// The table of one of them.
+const Kernels& kernels_of(const std::string& isa);
+
 class Crew;  // the threads beside the caller
 
 // What the threads run: refers to something that is called with (task, thread) and outlives the run. A std::function would

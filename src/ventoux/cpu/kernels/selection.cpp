@@ -1,8 +1,10 @@
 #include "selection.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <vector>
 
 namespace ventoux {
 namespace {
@@ -71,6 +73,32 @@ float where_reached(const float* values, size_t n, Mass mass, Goal goal_of) {
   return value_of(keys[0]);
 }
 
+constexpr size_t kSummed = 256;  // weights that are summed as one before it is known which of them is drawn
+
+double sum_of(const float* weights, size_t n) {
+  double banks[kBanks] = {};
+  size_t i = 0;
+  for (; i + kBanks <= n; i += kBanks)
+    for (size_t bank = 0; bank < kBanks; bank++) banks[bank] += double(weights[i + bank]);
+  for (; i < n; i++) banks[0] += double(weights[i]);
+  return (banks[0] + banks[1]) + (banks[2] + banks[3]);
+}
+
+// The first mass with which their running sum passes `goal`, from which those before it are taken. Never one that is 0, not even
+// where rounding leaves the goal out of reach.
+template <class Mass>
+size_t where_passed(const Mass* masses, size_t n, double& goal) {
+  size_t found = 0;
+  for (size_t i = 0; i < n; i++) {
+    const double mass = double(masses[i]);
+    if (mass == 0) continue;
+    found = i;
+    if (goal < mass) break;
+    goal -= mass;
+  }
+  return found;
+}
+
 }  // namespace
 
 float kth_largest(const float* values, size_t n, size_t k) {
@@ -79,6 +107,18 @@ float kth_largest(const float* values, size_t n, size_t k) {
 
 float nucleus_floor(const float* weights, size_t n, double share) {
   return where_reached(weights, n, [](float weight) { return double(weight); }, [share](double all) { return share * all; });
+}
+
+size_t draw(const float* weights, size_t n, double share) {
+  std::vector<double> sums;
+  double all = 0;
+  for (size_t first = 0; first < n; first += kSummed) {
+    sums.push_back(sum_of(weights + first, std::min(kSummed, n - first)));
+    all += sums.back();
+  }
+  double goal = share * all;
+  const size_t first = where_passed(sums.data(), sums.size(), goal) * kSummed;
+  return first + where_passed(weights + first, std::min(kSummed, n - first), goal);
 }
 
 }  // namespace ventoux

@@ -9,6 +9,6 @@
 
 namespace ventoux {
 namespace {
-constexpr Kernels kTable = {kName, form, regroup, linear, gated, gates, rms_norm, swiglu, store_kv, attend, merge, attention_scratch};
+constexpr Kernels kTable = {kName, form, regroup, linear, gated, gates, rms_norm, swiglu, weigh, store_kv, attend, merge, attention_scratch};
 }
 }  // namespace ventoux

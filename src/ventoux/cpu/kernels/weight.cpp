@@ -3,60 +3,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "blocks.h"
+
 namespace ventoux {
 namespace {
-
-// A block of the file: `columns` weights in `bytes`.
-struct Block {
-  int columns, bytes;
-};
-
-Block block_of(Format f) {
-  switch (f) {
-    case Format::F32: return {1, 4};
-    case Format::F16:
-    case Format::BF16: return {1, 2};
-    case Format::Q8_0: return {32, 34};
-    case Format::Q4_0: return {32, 18};
-    case Format::Q4_1: return {32, 20};
-    case Format::Q5_0: return {32, 22};
-    case Format::Q5_1: return {32, 24};
-    case Format::Q4_K: return {256, 144};
-    case Format::Q5_K: return {256, 176};
-    case Format::Q6_K: return {256, 210};
-  }
-  return {1, 4};
-}
-
-// The quants of group g of a block, unsigned (8 bits: as they are), one byte a column. The layouts are GGML's:
-// https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
-void quants_of(Format f, const uint8_t* block, int g, uint8_t* q) {
-  if (f == Format::Q8_0) {
-    std::memcpy(q, block + 2, 32);
-  } else if (f == Format::Q4_K || f == Format::Q5_K) {
-    const uint8_t *nibbles = block + (f == Format::Q4_K ? 16 : 48) + g / 2 * 32, *upper = block + 16;
-    for (int i = 0; i < 32; i++) q[i] = (nibbles[i] >> (g % 2 * 4)) & 15;
-    if (f == Format::Q5_K)
-      for (int i = 0; i < 32; i++) q[i] |= uint8_t((upper[i] >> g & 1) << 4);
-  } else if (f == Format::Q6_K) {
-    // 128 columns share 64 bytes of nibbles and 32 of upper bits; groups of 16 columns, 8 in each half.
-    const int half = g / 8, quarter = g % 8 / 2, offset = g % 2 * 16;
-    const uint8_t* nibbles = block + half * 64 + quarter % 2 * 32 + offset;
-    const uint8_t* upper = block + 128 + half * 32 + offset;
-    for (int i = 0; i < 16; i++)
-      q[i] = uint8_t((nibbles[i] >> (quarter / 2 * 4) & 15) | (upper[i] >> (2 * quarter) & 3) << 4);
-  } else {
-    const bool five = f == Format::Q5_0 || f == Format::Q5_1;
-    const int header = f == Format::Q4_0 || f == Format::Q5_0 ? 2 : 4;
-    const uint8_t* nibbles = block + header + (five ? 4 : 0);
-    for (int i = 0; i < 16; i++) q[i] = nibbles[i] & 15, q[i + 16] = nibbles[i] >> 4;
-    if (five) {
-      uint32_t upper;
-      std::memcpy(&upper, block + header, 4);
-      for (int i = 0; i < 32; i++) q[i] |= uint8_t((upper >> i & 1) << 4);
-    }
-  }
-}
 
 // One row's quants of a group, into the lines of the panel.
 void write_quants(const Layout& l, const uint8_t* q, int row, uint8_t* out) {
@@ -75,17 +25,6 @@ void write_quants(const Layout& l, const uint8_t* q, int row, uint8_t* out) {
   if (l.bits == 6)
     for (int j = 0; j < lines; j++) upper |= (words[j] >> 4 & 0x03030303u) << (2 * j);
   if (l.bits > 4) put(half, upper);
-}
-
-// The 6-bit scale and minimum of group g in the 12 bytes that a Q4_K or Q5_K block packs them into.
-void six_bit_scales(const uint8_t* packed, int g, uint8_t* scale, uint8_t* min) {
-  if (g < 4) {
-    *scale = packed[g] & 63;
-    *min = packed[g + 4] & 63;
-  } else {
-    *scale = uint8_t((packed[g + 4] & 15) | (packed[g - 4] >> 6) << 4);
-    *min = uint8_t((packed[g + 4] >> 4) | (packed[g] >> 6) << 4);
-  }
 }
 
 void pack_block(Format f, const uint8_t* block, int row, uint8_t* out) {
@@ -124,11 +63,6 @@ size_t block_in_panel(Format f) {
 }
 
 }  // namespace
-
-size_t Weight::row_bytes(Format format, int columns) {
-  const Block block = block_of(format);
-  return columns <= 0 || columns % block.columns ? 0 : size_t(columns / block.columns) * size_t(block.bytes);
-}
 
 size_t Weight::memory_bytes(Format format, int rows, int columns) {
   return (Weight(format, rows, columns, nullptr).bytes_ + kSlack + 63) / 64 * 64;

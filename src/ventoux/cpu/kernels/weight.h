@@ -20,8 +20,6 @@ class Weight {
   // Copies what is kept elsewhere to `memory`, which is as large and aligned and outlives this weight, and from where the next
   // kernels read it; those at work go on with what they have begun. What was packed here stays. One caller at a time.
   void settle(uint8_t* memory);
-  // Bytes of a row in the file's layout, 0 when `columns` is no multiple of the format's block.
-  static size_t row_bytes(Format format, int columns);
   // Bytes of a weight's memory: its panels and kSlack behind them, a multiple of 64.
   static size_t memory_bytes(Format format, int rows, int columns);
   Matrix matrix() const;
