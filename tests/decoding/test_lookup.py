@@ -53,16 +53,32 @@ def test_right_guesses_make_more_and_wrong_ones_fewer():
 
 
 def test_after_wrong_guesses_it_rests_longer_each_time():
-    lookup, rests = PromptLookup([0, 1] * 30), []
+    """While the text never goes on as it did before."""
+    ids = [0, 1, 1, 0, 0] * 10
+    lookup, rests = PromptLookup(ids), []
     for _ in range(8):
         lookup.tell(2, 0)
         rests.append(0)
         while not lookup.draft(4):
-            lookup.add(rests[-1] % 2)
+            ids.append(1 - PromptLookup(ids).draft(1)[0])
+            lookup.add(ids[-1])
             rests[-1] += 1
     assert rests == [0, 1, 3, 7, 15, 31, 32, 32]
     lookup.tell(2, 1)
     assert lookup.draft(4)
+
+
+def test_a_rest_ends_when_four_tokens_came_as_they_would_have_been_guessed():
+    ids = [*range(50), 0, 1, 2]
+    lookup = PromptLookup(ids)
+    for _ in range(6):
+        lookup.tell(1, 0)
+    for token_id in (3, 4, 5, 99, 20, 21, 22, 23, 24):  # 22 is the first behind 99 that a run foretells
+        assert not lookup.draft(1)
+        lookup.add(token_id)
+    assert not lookup.draft(1)
+    lookup.add(25)
+    assert lookup.draft(9) == [26]
 
 
 def test_the_ledger_wants_to_know_a_plain_step_of_as_many_streams_first():
@@ -87,6 +103,22 @@ def test_guessing_costs_no_more_than_its_share_and_one_step(steps: list[tuple[bo
             ledger.plain(streams, 1.0)
             total += 1.0
         assert lost <= 0.03 * (total + 1) + worst + 1e-9
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(1, 2)), max_size=300), st.sampled_from([0.02, 0.03]))
+def test_guesses_that_are_never_right_are_paid_ahead(steps: list[tuple[bool, float]], share: float):
+    """But for the first, and what each costs more than the one before."""
+    ledger, lost, total, last, dearer = Ledger(share=share), 0.0, 1.0, 0.0, 0.0
+    ledger.plain(1, 1.0)
+    for wants, seconds in steps:
+        if wants and ledger.allows(1):
+            ledger.checked(1, seconds, 0)
+            dearer = max(dearer, seconds - 1 - last)
+            last, lost, total = seconds - 1, lost + seconds - 1, total + seconds
+        else:
+            ledger.plain(1, 1.0)
+            total += 1.0
+        assert lost <= share * total + dearer + 1e-9
 
 
 def test_what_was_just_saved_pays_for_a_miss_however_short_the_time():

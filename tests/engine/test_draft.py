@@ -267,12 +267,27 @@ def test_a_draft_does_not_keep_a_text_from_guessing_what_it_repeats(early, seed,
     assert seconds[True] < 1.05 * seconds[False]
 
 
-@pytest.mark.parametrize(("right", "at_most"), [(1.0, 0.4), (0.8, 0.65), (0.5, 0.95)])
-def test_a_draft_that_is_mostly_right_saves_most_of_the_time(right, at_most):
-    row = endless(letters(200, sharpness=5))
+@pytest.mark.parametrize(
+    ("prompt", "knows", "right", "at_most"),
+    [
+        (3, 400, 1.0, 0.4),
+        (3, 400, 0.8, 0.65),
+        (3, 400, 0.5, 0.95),
+        (150, 400, 1.0, 0.6),  # right only when it has read all of the prompt, for which it saves
+        (150, 400, 0.8, 0.75),
+        (150, 4, 1.0, 0.4),  # right from the beginning
+        (150, 4, 0.8, 0.65),
+        (150, 4, 0.5, 0.95),
+    ],
+)
+def test_a_draft_that_is_mostly_right_saves_most_of_the_time(prompt, knows, right, at_most):
+    """Both go by the last ids, so many at most."""
+
+    def row(ids: list[int]) -> Float32:
+        return endless(letters(200, sharpness=5))(ids[-knows:])
 
     def similar(ids: list[int]) -> Float32:
-        likely = np.random.default_rng([5, *ids]).random() < right
+        likely = np.random.default_rng([5, *ids[-knows:]]).random() < right
         return row(ids) if likely else endless(letters(200, 1))(ids)
 
     seconds = {}
@@ -281,7 +296,8 @@ def test_a_draft_that_is_mostly_right_saves_most_of_the_time(right, at_most):
         backend = TimedToy(row, clock, step=1.0, token=0.05, context=400)
         draft = TimedToy(similar, clock, step=0.05, token=0.0025, context=400)
         loop = Engine(backend, ByteTokenizer(), draft=draft if drafts else None, clock=clock)
-        run(loop, [Request([BOS, 20, 21], SamplingParams(temperature=0, max_tokens=200))])
+        ids = np.random.default_rng(0).integers(20, 220, prompt).tolist()
+        run(loop, [Request(ids, SamplingParams(temperature=0, max_tokens=200))])
         seconds[drafts] = clock.now
     assert seconds[True] < at_most * seconds[False]
 

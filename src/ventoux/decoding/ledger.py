@@ -11,30 +11,32 @@ class Ledger:
     """Whether guessing pays on this machine, for this model: what it has cost and saved, in seconds of decoding.
 
     A step that checks guesses is compared with recent ones without; what it took longer is its cost, and a right guess
-    saves the step that it stands for. While the balance is below -`share` of all the time told, nothing is guessed;
-    so guessing costs no more than that and one step with guesses, whatever the text. The balance does not rise above a
+    saves the step that it stands for. While the balance is below -`share` of all the time told, nothing is guessed, and
+    behind a step of which nothing was right not before as much may be spent as that has cost, or a step. So guessing
+    costs hardly more than its share, or than the first such step, whatever the text. The balance does not rise above a
     quarter of the time, or 8 steps where that is more.
     """
 
     def __init__(self, share: float = 0.03) -> None:
-        self._share = share
+        self.share = share
         self._plain: dict[int, float] = {}  # streams in a step -> seconds of one, smoothed
         self._since_plain = 0
         self._balance = 0.0
         self._total = 0.0
+        self._wanted = 0.0  # seconds that the next step with guesses may cost, by the last one
         self.price = 0.5  # what one guess costs, in steps of its sequence, smoothed; half a step until it is known
 
     @property
     def allowance(self) -> float:
         """Seconds that guessing may still cost."""
-        return self._balance + self._share * self._total
+        return self._balance + self.share * self._total
 
     def allows(self, streams: int) -> bool:
         """Whether a step of so many sequences may check guesses."""
         return (
             streams in self._plain
             and self._since_plain < 64  # the machine's speed drifts, and so does the length of the context
-            and self.allowance >= 0
+            and self.allowance >= self._wanted
         )
 
     def step(self, streams: int) -> float:
@@ -53,6 +55,7 @@ class Ledger:
         step = self._plain[streams]
         cost = max(0.0, seconds - step)
         self._balance += step * right / streams - cost
+        self._wanted = 0.0 if right else min(cost, step)  # not all of what was a hiccup of the machine
         # What was saved long ago does not pay for ever.
         self._balance = min(self._balance, max(0.25 * self._total, _CREDIT * step))
         self._since_plain += 1
@@ -82,6 +85,11 @@ class Pace:
         self._rest = 0
         self._poor = 0  # times in a row that not even one guess was worth it
 
+    @property
+    def likely(self) -> float:
+        """The probability that a guess is right, if the one before it is."""
+        return min(self._right / self._checked, 0.99)
+
     def rests(self) -> bool:
         """Whether nothing is to be guessed in this step; to be asked once in each."""
         self._rest = max(0, self._rest - 1)
@@ -92,8 +100,7 @@ class Pace:
 
         Where not even one pays, one is made now and then, ever more rarely, to see whether that is still so.
         """
-        likely = min(self._right / self._checked, 0.99)
-        pays = int(log(min(max(price, 0.01), 1.0)) / log(likely)) if likely > 0.01 else 0
+        pays = int(log(min(max(price, 0.01), 1.0)) / log(self.likely)) if self.likely > 0.01 else 0
         if pays:
             self._poor = 0
         else:

@@ -12,6 +12,7 @@ _LENGTHS = (4, 3, 2)  # tokens that must have stood together before, the longest
 # Guesses at once: with the token before them 2, 4, 8, 12 or 16 rows, which are whole tiles of the kernels.
 _WIDTHS = (1, 3, 7, 11, MAX_DRAFT)
 _REST = 32  # tokens without a guess at most, after guesses that were wrong
+_FORESEEN = 4  # tokens that would have been guessed right, one behind the other, end a rest
 
 
 class PromptLookup:
@@ -26,17 +27,21 @@ class PromptLookup:
         self._rung = 1  # of the widths: one higher after a draft that was right, the lowest after one that was not
         self._wrong = 0  # drafts in a row of which nothing was right
         self._rest = 0
+        self._foreseen = 0  # of the last tokens, in a rest
         for token_id in ids:
             self.add(token_id)
 
     def add(self, token_id: int) -> None:
         """One more id at the end."""
+        if self._rest:
+            at = self._followed()
+            self._foreseen = self._foreseen + 1 if at is not None and self._ids[at] == token_id else 0
+            self._rest = 0 if self._foreseen == _FORESEEN else self._rest - 1
         end = len(self._ids)
         for n in _LENGTHS:
             if n <= end:
                 self._next[tuple(self._ids[end - n :])] = end
         self._ids.append(token_id)
-        self._rest = max(0, self._rest - 1)
 
     def draft(self, limit: int) -> list[int]:
         """What followed the longest run that the sequence ends in, where it stood last: up to `limit` guesses.
@@ -45,13 +50,9 @@ class PromptLookup:
         """
         end = len(self._ids)
         wanted = min(limit, _WIDTHS[self._rung])
-        if self._rest or wanted < 1:
+        if self._rest or wanted < 1 or (at := self._followed()) is None:
             return []
-        for n in _LENGTHS:
-            at = self._next.get(tuple(self._ids[end - n :])) if n <= end else None
-            if at is not None:
-                return [self._ids[at + i % (end - at)] for i in range(wanted)]
-        return []
+        return [self._ids[at + i % (end - at)] for i in range(wanted)]
 
     def tell(self, drafted: int, right: int) -> None:
         """How many of the guesses were right: more of them next time, fewer, or none for a while."""
@@ -60,3 +61,10 @@ class PromptLookup:
         self._rung = min(self._rung + 1, len(_WIDTHS) - 1) if right == drafted else 0
         self._wrong = 0 if right else self._wrong + 1
         self._rest = min(_REST, 2 ** max(0, self._wrong - 1) - 1)
+        self._foreseen = 0
+
+    def _followed(self) -> int | None:
+        """Where what followed the longest run that the sequence ends in stands."""
+        end = len(self._ids)
+        runs = (self._next.get(tuple(self._ids[end - n :])) for n in _LENGTHS if n <= end)
+        return next((at for at in runs if at is not None), None)

@@ -13,6 +13,7 @@ from ventoux.errors import GenerationError, VentouxWarning
 
 _FEW = 16  # ids that one pass reads beside guessing
 _LARGEST = 512  # ids of one pass
+_POOR = 0.4  # guesses that are less often right are not good enough while a text's beginning is not known
 
 
 @dataclass
@@ -64,7 +65,8 @@ class DraftModel:
     It chooses as the request does, with the same parameters and the same random numbers, so that what it finds likely
     is guessed as it will be drawn. A text is read when it is first asked about, in passes that take about as long as a
     step without guesses; in such a step nothing is guessed. While reading it whole would cost more than the ledger has
-    for it, its end has to do, as for a text that outgrows the draft's context or its narrowest window.
+    for it, its end has to do, as for a text that outgrows the draft's context or its narrowest window. Where guesses
+    from the end are poor, no more are made until the whole can be afforded, unless the text ends before that.
 
     A draft that cannot compute says so once, as a warning, and guesses no more: it is there for speed, and the texts
     are the same without it.
@@ -91,10 +93,11 @@ class DraftModel:
         if self._broken:
             return {}
         try:
-            readers = {each: reader for each in running.values() if (reader := self._reader(each))}
+            step = self.ledger.step(streams)
+            readers = {each: reader for each in running.values() if (reader := self._reader(each, step))}
             lag = {each: reader for each, reader in readers.items() if len(each.ids) - reader.done > _FEW}
             if lag:
-                self._read(lag, seconds=self.ledger.step(streams))
+                self._read(lag, seconds=step)
                 return {}
             guesses = self._write(readers)
         except Exception as error:
@@ -114,8 +117,8 @@ class DraftModel:
         if reader := self._readers.pop(generation, None):
             self._cache.free(reader.slot)
 
-    def _reader(self, generation: Generation) -> _Reader | None:
-        """None for a text that is not to be guessed at in this step."""
+    def _reader(self, generation: Generation, step: float) -> _Reader | None:
+        """None for a text that is not to be guessed at in this step, which takes so long without."""
         reader, n = self._readers.get(generation), len(generation.ids)
         if reader and (n >= reader.end or (reader.skip and self._affords(n))):
             self.forget(generation)
@@ -131,6 +134,8 @@ class DraftModel:
             except MemoryError:  # the text itself needs none of this
                 return None
             self._readers[generation] = reader
+        if reader.skip and reader.pace.likely < _POOR and self._saves(n, generation.length, step):
+            return None
         return None if reader.pace.rests() else reader
 
     def _affords(self, tokens: int) -> bool:
@@ -138,6 +143,16 @@ class DraftModel:
         if self._per_token is None or tokens >= self._room:
             return False
         return tokens * self._per_token <= self.ledger.allowance
+
+    def _saves(self, tokens: int, length: int, step: float) -> bool:
+        """Whether reading a text from its beginning, which cannot be afforded yet, can be before it has so many ids.
+
+        The ledger has more for it with each step, and each adds an id.
+        """
+        end = min(length, self._room)
+        if self._per_token is None or tokens >= end:
+            return False
+        return self._per_token * end <= self.ledger.allowance + self.ledger.share * step * (end - tokens)
 
     def _read(self, lag: Mapping[Generation, _Reader], *, seconds: float) -> None:
         """Read on in texts that the draft is behind in, the oldest first, for about so many seconds."""
