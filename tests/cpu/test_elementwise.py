@@ -54,6 +54,7 @@ def test_weights_over_the_whole_range_of_exp(isa, size):
         found, np.exp(exponents), rtol=6e-6, atol=2.0**-125
     )  # exponents to -87 have 2^-18 of error
     assert (found[exponents < -87.5] == 0).all()
+    assert (found >= 0).all()
     assert (np.diff(found) >= 0).all()
 
 

@@ -51,9 +51,10 @@ inline void swiglu(float* gate, const float* up, size_t n) {
 }
 
 inline void weigh(const float* scores, float highest, float temperature, size_t n, float* weights) {
-  // what exp saturates at is taken off: a score of -inf has weight 0, and to weights above 1e-30 it makes no difference
+  // What exp saturates at is taken off: a score of -inf has weight 0, and to weights above 1e-30 it makes no difference. What is
+  // hardly above it may come out a bit below.
   const Floats top = splat(highest), divisor = splat(temperature), least = exp(splat(-__builtin_inff()));
-  const auto of = [&](const float* x) { return sub(exp(div(sub(load(x), top), divisor)), least); };
+  const auto of = [&](const float* x) { return max(sub(exp(div(sub(load(x), top), divisor)), least), splat(0)); };
   size_t i = 0;
   for (; i + 16 <= n; i += 16) store(weights + i, of(scores + i));
   float rest[16] = {};
