@@ -1,11 +1,13 @@
 """What every room's tests may ask for."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from ventoux.checkpoint import pull
 from ventoux.cpu import instruction_sets
+from ventoux.decoding import sampling
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -23,7 +25,9 @@ def default_model() -> Path:
 
 
 @pytest.fixture(params=instruction_sets())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each instruction set that this machine runs, chosen as a user chooses it."""
     monkeypatch.setenv("VENTOUX_ISA", request.param)
-    return request.param
+    sampling._isa.cache_clear()
+    yield request.param
+    sampling._isa.cache_clear()

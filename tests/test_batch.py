@@ -1,5 +1,7 @@
 """Index arithmetic of the seam."""
 
+from typing import Any
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,9 +19,9 @@ segments = st.lists(
 )
 
 
-@given(segments)
-def test_segments_are_laid_end_to_end(parts: list[tuple[int, list[int], int]]) -> None:
-    batch = Batch.pack([Segment(slot, start, ids, logits) for slot, (start, ids, logits) in enumerate(parts)])
+@given(segments, st.sampled_from([list, tuple, np.array, lambda ids: np.array(ids, np.int32)]))
+def test_segments_are_laid_end_to_end(parts: list[tuple[int, list[int], int]], kind: Any) -> None:
+    batch = Batch.pack([Segment(slot, start, kind(ids), logits) for slot, (start, ids, logits) in enumerate(parts)])
     tokens = [
         (token_id, start + i, len(ids) - i <= logits) for start, ids, logits in parts for i, token_id in enumerate(ids)
     ]

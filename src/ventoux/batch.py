@@ -69,7 +69,7 @@ class Batch:
         segments = [s for s in segments if len(s.ids)]
         for s in segments:
             begin = len(ids)
-            ids += s.ids
+            ids.extend(s.ids)  # also of an array, which += would add to
             end = len(ids)
             positions += range(s.start, s.start + end - begin)
             rows += range(end - s.logits, end)

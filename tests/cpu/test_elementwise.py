@@ -70,15 +70,3 @@ def test_the_likeliest_has_weight_one_and_what_is_forbidden_none(isa, temperatur
 def test_weights_want_a_temperature(isa):
     with pytest.raises(ValueError, match="a temperature is above 0"):
         _kernels.weigh(isa, np.zeros(3, np.float32), 0.0, 0.0, np.empty(3, np.float32))
-
-
-def test_angles_far_into_a_text():
-    frequencies = (10000.0 ** -(np.arange(32) / 32)).astype(np.float32)
-    positions = np.array([0, 1, 5, 4095, 32767, 1 << 20], np.int32)
-    cos, sin = np.empty((2, 6, 32), np.float32)
-    _kernels.rotary(frequencies, positions, cos, sin)
-    angles = (positions.astype(np.float32)[:, None] * frequencies).astype(np.float64)
-    np.testing.assert_allclose(cos, np.cos(angles), atol=1e-7)
-    np.testing.assert_allclose(sin, np.sin(angles), atol=1e-7)
-    with pytest.raises(ValueError, match="angles have the wrong shape"):
-        _kernels.rotary(frequencies, positions[:5], cos, sin)

@@ -1,5 +1,6 @@
 """Guesses from the text itself, and the ledger that says whether they pay."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -119,6 +120,42 @@ def test_guesses_that_are_never_right_are_paid_ahead(steps: list[tuple[bool, flo
             ledger.plain(1, 1.0)
             total += 1.0
         assert lost <= share * total + dearer + 1e-9
+
+
+def plain_steps_until_allowed(ledger: Ledger, streams: int, seconds: float) -> int:
+    waited = 0
+    while not ledger.allows(streams):
+        ledger.plain(streams, seconds)
+        waited += 1
+    return waited
+
+
+def test_no_more_than_a_step_is_paid_ahead():
+    """Whatever it was that took so long: ten steps are paid back, and one is saved up."""
+    ledger = Ledger(share=0.1)
+    ledger.plain(1, 1.0)
+    ledger.checked(1, 11.0, 0)
+    assert plain_steps_until_allowed(ledger, 1, 1.0) == pytest.approx((10 + 1) / 0.1 - 12, abs=1)
+
+
+def test_what_is_paid_ahead_is_a_step_of_as_many_streams():
+    ledger = Ledger(share=0.1)
+    ledger.plain(1, 1.0)
+    ledger.plain(16, 8.0)
+    ledger.checked(16, 14.0, 0)
+    assert plain_steps_until_allowed(ledger, 1, 1.0) == pytest.approx((6 + 6 / 8) / 0.1 - 23, abs=1)
+
+
+def test_nothing_is_paid_ahead_behind_a_guess_that_was_right():
+    ledger = Ledger(share=0.1)
+    ledger.plain(1, 1.0)
+    ledger.checked(1, 1.5, 0)
+    assert plain_steps_until_allowed(ledger, 1, 1.0) > 0
+    ledger.checked(1, 3.0, 1)
+    while ledger.allowance < 0:
+        assert not ledger.allows(1)
+        ledger.plain(1, 1.0)
+    assert ledger.allows(1)
 
 
 def test_what_was_just_saved_pays_for_a_miss_however_short_the_time():

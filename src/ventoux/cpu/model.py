@@ -284,6 +284,5 @@ def inverse_frequencies(config: ModelConfig) -> Float32:
 
 def rotary(frequencies: Float32, positions: Int32) -> tuple[Float32, Float32]:
     """Cosines and sines [T, D/2] of each position's angles, in fp32 as the models were trained."""
-    cos, sin = np.empty((2, len(positions), len(frequencies)), np.float32)
-    _kernels.rotary(frequencies, positions, cos, sin)
-    return cos, sin
+    angles = positions.astype(np.float32)[:, None] * frequencies
+    return np.cos(angles), np.sin(angles)

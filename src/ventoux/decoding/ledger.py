@@ -12,8 +12,9 @@ class Ledger:
 
     A step that checks guesses is compared with recent ones without; what it took longer is its cost, and a right guess
     saves the step that it stands for. While the balance is below -`share` of all the time told, nothing is guessed, and
-    behind a step of which nothing was right not before as much may be spent as that has cost, or a step. So guessing
-    costs hardly more than its share, or than the first such step, whatever the text. The balance does not rise above a
+    behind a step of which nothing was right not before as much may be spent as that has cost, at most a step. So
+    guessing costs no more than its share and one step with guesses, whatever the text, and hardly more than its share
+    where guesses are cheap. The balance does not rise above a
     quarter of the time, or 8 steps where that is more.
     """
 
@@ -23,7 +24,7 @@ class Ledger:
         self._since_plain = 0
         self._balance = 0.0
         self._total = 0.0
-        self._wanted = 0.0  # seconds that the next step with guesses may cost, by the last one
+        self._wanted = 0.0  # steps that the next one with guesses may cost, by the last one
         self.price = 0.5  # what one guess costs, in steps of its sequence, smoothed; half a step until it is known
 
     @property
@@ -36,7 +37,7 @@ class Ledger:
         return (
             streams in self._plain
             and self._since_plain < 64  # the machine's speed drifts, and so does the length of the context
-            and self.allowance >= self._wanted
+            and self.allowance >= self._wanted * self._plain[streams]
         )
 
     def step(self, streams: int) -> float:
@@ -55,7 +56,8 @@ class Ledger:
         step = self._plain[streams]
         cost = max(0.0, seconds - step)
         self._balance += step * right / streams - cost
-        self._wanted = 0.0 if right else min(cost, step)  # not all of what was a hiccup of the machine
+        # not all of what was a hiccup of the machine
+        self._wanted = 0.0 if right or not step else min(cost / step, 1.0)
         # What was saved long ago does not pay for ever.
         self._balance = min(self._balance, max(0.25 * self._total, _CREDIT * step))
         self._since_plain += 1

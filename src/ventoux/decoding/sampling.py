@@ -81,7 +81,8 @@ def sample(
     """Choose the next token from logits [V] float32, which stay unchanged; `allowed` [V] says among which.
 
     Draws exactly one number from `rng` a token, none at temperature 0, which needs no `rng`. A token of probability
-    zero is never chosen. Raises GenerationError when a logit is not a number, or when every token is forbidden.
+    zero is never chosen. Raises GenerationError when a logit is not a number or becomes none, or when every token is
+    forbidden.
     """
     likeliest = int(np.argmax(logits))  # the first NaN, if there is one
     if not isfinite(logits[likeliest]):
@@ -96,6 +97,8 @@ def sample(
         if scores[likeliest] == -np.inf:
             forbidding = "logit_bias forbids every one" + ("" if allowed is None else " that the grammar allows")
             raise GenerationError(f"no token is left to choose from: {forbidding}; forbid fewer")
+        if not isfinite(scores[likeliest]):
+            raise GenerationError("bias and penalties take a logit beyond what float32 holds; use weaker ones")
     token_id = likeliest if params.temperature == 0 else _draw(scores, float(scores[likeliest]), params, rng)
     if params.logprobs is None:
         return Sampled(token_id)

@@ -112,13 +112,6 @@ void rms_norm_py(Pool& pool, Floats2 x, Floats1 weight, float eps, Out2 out) {
   rms_norm(pool, x.data(), weight.data(), eps, rows, columns, out.data());
 }
 
-void rotary_py(Floats1 frequencies, Ints positions, Out2 cos, Out2 sin) {
-  const int halves = int(frequencies.shape(0)), tokens = int(positions.shape(0));
-  for (const auto* a : {&cos, &sin}) require(size(*a, 0) == tokens && size(*a, 1) == halves, "angles have the wrong shape");
-  nb::gil_scoped_release release;
-  rotary(frequencies.data(), halves, positions.data(), tokens, cos.data(), sin.data());
-}
-
 void swiglu_py(Pool& pool, Out2 gate, Floats2 up) {
   require(gate.shape(0) == up.shape(0) && gate.shape(1) == up.shape(1), "gate and up differ in shape");
   nb::gil_scoped_release release;
@@ -260,8 +253,6 @@ NB_MODULE(_kernels, m) {
         "out [N, columns] = rows index [N] of data, uint8 [rows, bytes of a row].");
   m.def("rms_norm", &rms_norm_py, "pool"_a, "x"_a, "weight"_a, "eps"_a, "out"_a.noconvert(),
         "out = x / rms(x) * weight, row by row.");
-  m.def("rotary", &rotary_py, "frequencies"_a, "positions"_a, "cos"_a.noconvert(), "sin"_a.noconvert(),
-        "cos, sin [T, D/2] = those of positions [T] * frequencies [D/2].");
   m.def("swiglu", &swiglu_py, "pool"_a, "gate"_a.noconvert(), "up"_a, "gate = silu(gate) * up.");
   m.def("attention", &attention_py, "pool"_a, "cache"_a, "layer"_a, "head_dim"_a, "q"_a, "k"_a,
         "v"_a, "cos"_a, "sin"_a, "slots"_a, "starts"_a, "counts"_a, "out"_a.noconvert(),

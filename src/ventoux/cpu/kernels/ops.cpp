@@ -1,7 +1,6 @@
 #include "ops.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace ventoux {
 namespace {
@@ -133,15 +132,6 @@ void rms_norm(Pool& pool, const float* x, const float* weight, float eps, int ro
     for (int r = first; r < last; r++)
       pool.kernels().rms_norm(x + size_t(r) * size_t(columns), weight, eps, columns, y + size_t(r) * size_t(columns));
   });
-}
-
-void rotary(const float* frequencies, int halves, const int32_t* positions, int tokens, float* cos, float* sin) {
-  for (int t = 0; t < tokens; t++)
-    for (int i = 0; i < halves; i++, cos++, sin++) {
-      const float angle = float(positions[t]) * frequencies[i];
-      *cos = std::cos(angle);
-      *sin = std::sin(angle);
-    }
 }
 
 void swiglu(Pool& pool, float* gate, const float* up, size_t n) {

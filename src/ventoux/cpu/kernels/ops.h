@@ -33,9 +33,6 @@ void gated(Pool& pool, const Input& x, const Weight& gate, const Weight& up, flo
 
 void rms_norm(Pool& pool, const float* x, const float* weight, float eps, int rows, int columns, float* y);
 
-// Cosines and sines of each token's angles, position * frequencies, [tokens, halves] twice.
-void rotary(const float* frequencies, int halves, const int32_t* positions, int tokens, float* cos, float* sin);
-
 void swiglu(Pool& pool, float* gate, const float* up, size_t n);
 
 // What AttentionInput says; out is [T, heads, D]. `plan` is memory to work in.

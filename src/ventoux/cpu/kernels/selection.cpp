@@ -84,17 +84,19 @@ double sum_of(const float* weights, size_t n) {
   return (banks[0] + banks[1]) + (banks[2] + banks[3]);
 }
 
-// The first mass with which their running sum passes `goal`, from which those before it are taken. Never one that is 0, not even
-// where rounding leaves the goal out of reach.
+// The first mass with which their running sum passes `goal`, from which those before it are taken; the last that is not 0 where
+// rounding leaves the goal out of reach.
 template <class Mass>
 size_t where_passed(const Mass* masses, size_t n, double& goal) {
   size_t found = 0;
+  double passed = 0;
   for (size_t i = 0; i < n; i++) {
     const double mass = double(masses[i]);
     if (mass == 0) continue;
+    goal -= passed;
     found = i;
     if (goal < mass) break;
-    goal -= mass;
+    passed = mass;
   }
   return found;
 }
