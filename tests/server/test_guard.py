@@ -195,7 +195,7 @@ def test_a_full_queue_says_when_to_come_back(tiny: Mistral):
 
 
 def test_an_answer_may_take_so_long(tiny: Mistral):
-    with served(lambda: tiny, timeout_s=0.05) as hasty, hasty.client() as client:
+    with served(lambda: tiny, timeout_s=0.005) as hasty, hasty.client() as client:  # 12 us for each of 400 tokens
         long = {"prompt": "Call me", "max_tokens": 400, "ignore_eos": True}
         answer = client.post("/v1/completions", json=long)
         stream = client.post("/v1/completions", json={**long, "stream": True})
