@@ -57,14 +57,14 @@ def step(engine: Engine, request: Request, kernels: Stopwatch) -> tuple[float, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="default: the default model")
+    parser.add_argument("--model", help="as ventoux.load takes it (default: the default model)")
     parser.add_argument("--tokens", type=int, default=200, metavar="N", help="of each answer (default: 200)")
     parser.add_argument("--turns", type=int, default=9, metavar="N", help="of each task (default: 9)")
     args = parser.parse_args()
     if args.tokens < 2 or args.turns < 1:
         parser.error("an answer has at least 2 tokens, and each task at least one turn")
 
-    model = ventoux.load(args.model) if args.model else ventoux.load()
+    model = ventoux.load(args.model)
     backend = model.backend
     if not isinstance(backend, cpu.Backend):
         parser.error("this looks into the CPU backend")

@@ -36,7 +36,7 @@ class Tensor:
         return quant.dequantize(rows, self.format).reshape(self.shape)
 
     def rows(self, index: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Chosen logical rows as float32 [len(index), columns]: an embedding lookup that reads only what it needs."""
+        """Chosen logical rows as float32 [len(index), columns], of which alone the file is read."""
         if self.row_order is not None:
             index = self.row_order[index]
         return quant.dequantize(self.data[index], self.format)

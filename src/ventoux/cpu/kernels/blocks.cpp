@@ -2,16 +2,11 @@
 
 #include <cstring>
 
+#include "half.h"
 #include "layout.h"
 
 namespace ventoux {
 namespace {
-
-float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
 
 uint16_t half_at(const uint8_t* bytes) {
   uint16_t bits;
@@ -19,14 +14,7 @@ uint16_t half_at(const uint8_t* bytes) {
   return bits;
 }
 
-// fp16: exponent and mantissa are shifted into place, and 2^112 rebiases them; what had the largest exponent gets the largest.
-float half(const uint8_t* bytes) {
-  const uint32_t bits = half_at(bytes), rest = (bits & 0x7fff) << 13, special = (bits & 0x7c00) == 0x7c00 ? 0x7f800000 : 0;
-  const float value = from_bits(rest) * from_bits(0x77800000);
-  uint32_t found;
-  std::memcpy(&found, &value, sizeof found);
-  return from_bits(found | special | (bits & 0x8000) << 16);
-}
+float half(const uint8_t* bytes) { return from_half(half_at(bytes)); }
 
 // Group g of a block: a weight is scale * (quant - offset) + plus.
 void dequantize_group(Format f, const uint8_t* block, int g, int columns, float* out) {

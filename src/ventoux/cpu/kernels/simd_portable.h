@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "half.h"
 #include "kernels.h"
 
 namespace ventoux {
@@ -53,15 +54,6 @@ inline Floats min(const Floats& x, const Floats& y) { Floats r; LANES r.v[i] = x
 inline Floats fma(const Floats& x, const Floats& y, const Floats& z) { Floats r; LANES r.v[i] = x.v[i] * y.v[i] + z.v[i]; return r; }
 inline Floats fnma(const Floats& x, const Floats& y, const Floats& z) { Floats r; LANES r.v[i] = z.v[i] - x.v[i] * y.v[i]; return r; }
 
-inline float from_bits(uint32_t bits) { float x; std::memcpy(&x, &bits, 4); return x; }
-inline uint32_t to_bits(float x) { uint32_t bits; std::memcpy(&bits, &x, 4); return bits; }
-// fp16 -> fp32: shift exponent and mantissa into place and let one multiplication by 2^112 rebias (subnormals too);
-// what had the largest exponent (infinity, NaN) gets the largest again. No branch: 16 of them become vector code.
-inline float from_half(uint16_t h) {
-  const uint32_t magnitude = uint32_t(h & 0x7fff) << 13, sign = uint32_t(h & 0x8000) << 16;
-  const uint32_t special = int32_t(magnitude) >= 0x0f800000 ? 0x7f800000u : 0;
-  return from_bits(to_bits(from_bits(magnitude) * from_bits(0x77800000u)) | special | sign);
-}
 // fp32 -> fp16, to the nearest, ties to even.
 inline uint16_t to_half(float x) {
   const uint32_t bits = to_bits(x), sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
