@@ -5,6 +5,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from ventoux.cpu import _kernels
 from ventoux.quant import FORMATS
@@ -110,11 +113,79 @@ def test_what_stands_out_is_counted_where_it_stands(isa, format, share, rows):
     out[:, ::7] |= rng.random((rows, 1)) < 0.5  # groups in which most rows of a tile stand out
     groups[out, 5] *= 100
     together, expected = product(pool, weight, x, compute="mixed"), x @ exact.T
-    # Of 16 bits, or of 14 in a whole super-block; a part lost or counted twice: 1.
-    rounding = 1e-2 if pool.activations(format) == "int14" else 1e-3
+    # Of 16 bits, or of 14 in a whole super-block, or of 12; a part lost or counted twice: 1.
+    rounding = 1e-3 if pool.activations(format) == "int8" else 1e-2
     assert np.abs(together - expected).max() < rounding * expected.std()
     for row in range(rows):
         np.testing.assert_array_equal(product(pool, weight, x[row : row + 1].copy(), compute="mixed")[0], together[row])
+
+
+# The largest magnitude of an activation in 8 bits, and in more where it stands out, in steps: the nearest one is taken.
+LEVELS = {"int8": (127, 32_639), "int12": (120, 1_792)}
+
+
+@pytest.mark.parametrize("format", ["Q4_0", "Q4_1", "Q8_0"])
+@given(
+    x=arrays(np.float32, 64, elements=st.floats(-1e4, 1e4, width=32) | st.sampled_from([0.0, 1.0, -1.0, 7.0])),
+    largest=st.sampled_from([1e-20, 1e-3, 1.0, 300.0]),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_each_activation_is_rounded_to_the_nearest_step(isa, format, x, largest):
+    """Seen through an identity matrix, one by one: where a group's largest one stands out in finer steps."""
+    pool = _kernels.Pool(1, isa)
+    weight = _kernels.Weight(pool, format, 64, identity(format))
+    x = x * np.float32(largest / max(np.abs(x).max(), 1e-30))
+    x[32:] *= np.float32(0.5)
+    rows = np.stack([np.roll(x, i) for i in range(20)])
+    few, many = (np.empty((n, 64), np.float32) for n in (2, 20))
+    _kernels.linear(pool, rows[:2], [weight], [few], False, "mixed")
+    _kernels.linear(pool, rows, [weight], [many], False, "mixed")
+    np.testing.assert_array_equal(many[:2], few)
+    most = np.abs(rows.reshape(20, 2, 32)).max(-1)
+    coarse, fine = LEVELS[pool.activations(format)]
+    stands_out = (
+        most > 1.76 * np.sqrt(np.square(rows, dtype=np.float64).mean(-1))[:, None]
+    )  # of every kernel's threshold
+    step = most / np.where(stands_out, fine, coarse)
+    error = np.abs(many.reshape(20, 2, 32) - rows.reshape(20, 2, 32)).max(-1)
+    assert (error <= step * 0.501 + most / fine + 1e-30).all()  # the ends are cut; what is below 1e-30 counts as 0
+
+
+def identity(format: str) -> np.ndarray:
+    """64 rows whose weights are 1 where row and column are the same, and 0 elsewhere."""
+    quants = np.eye(64, dtype=np.uint8) + (8 if format == "Q4_0" else 0)
+    blocks = quants.reshape(64, 2, 32)
+    scales = np.frombuffer(np.float16([1, 0] if format == "Q4_1" else [1]).tobytes(), np.uint8)
+    packed = blocks if format == "Q8_0" else blocks[..., :16] | blocks[..., 16:] << 4
+    return np.concatenate([np.broadcast_to(scales, (64, 2, len(scales))), packed], -1).reshape(64, -1)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 12, 18, 30])
+@pytest.mark.parametrize("format", ["Q4_0", "Q4_1"])
+def test_the_largest_sums_of_nibbles_are_exact(isa, format, rows):
+    """Of activations in 12 bits whose every part is at an end of what it can be, and the smallest and largest quants.
+
+    Column i + 16's is 16 (s + u) + v, and column i's 16 q + u + v / 16, for its last four bits are those of the other.
+    """
+    rng = np.random.default_rng(4)
+    pool = _kernels.Pool(2, isa)
+    quants = np.stack(
+        [rng.choice(values, (16, COLUMNS // 32, 16)) for values in ([0x00], [0xFF], [0xF0, 0x0F], range(256))]
+    )
+    quants = quants.astype(np.uint8).reshape(64, COLUMNS // 32, 16)
+    scales = np.frombuffer(np.float16([1] if format == "Q4_0" else [1, -8]).tobytes(), np.uint8)
+    packed = np.concatenate([np.broadcast_to(scales, (64, COLUMNS // 32, len(scales))), quants], -1).reshape(64, -1)
+    exact = gguf.dequantize(packed, gguf.GGMLQuantizationType[format]).astype(np.float64)
+    q, s, u, v = (rng.choice(values, (rows, 16)) for values in ([-111, 0, 111], [-103, 104], [-8, 0, 7], [0, 1, 15]))
+    x = np.zeros((rows, COLUMNS), np.float32)
+    x[:, 64:80], x[:, 80:96] = 16 * q + u + v / 16, 16 * (s + u) + v
+    x[:, [64, 80]] = 1_792
+    y = np.empty((rows, 64), np.float32)
+    _kernels.linear(pool, x, [_kernels.Weight(pool, format, COLUMNS, packed)], [y], False, "mixed")
+    if pool.activations(format) == "int12":
+        np.testing.assert_array_equal(y, x @ exact.T)
+    else:
+        np.testing.assert_allclose(y, x @ exact.T, atol=32 * 8 * 1_792 / 32_639)
 
 
 def filled(format: str, quants: int, scales: int, d: float, dmin: float) -> np.ndarray:

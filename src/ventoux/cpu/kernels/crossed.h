@@ -4,8 +4,8 @@
 //   v x + w y = (x + w) (y + v) - x y - v w
 //
 // where x y belongs to the token alone, and v w to the weights alone. A vpdpbusd then does the work of two; the additions of
-// bytes go to ports that stood idle. x + w has to fit in a byte: activations leave room for a weight (kCrossedLimit). All of it
-// is exact, so these are the sums of quantized.h.
+// bytes go to ports that stood idle. x + w has to fit in a byte: activations leave room for a weight (kByteLimit). All of it
+// is exact, so these are the sums of nibbles.h, whose products with whole bytes are left as they are: those have no room.
 //
 // Here v and x are columns of line 2j of a group, w and y those of line 2j + 1; v is signed (less 8), and x + w unsigned (w plus
 // 120): what that adds is in the same two parts. Two panels share a broadcast activation, for loading is as scarce as multiplying.
@@ -18,25 +18,27 @@ namespace ventoux {
 namespace {
 
 template <Format f>
-constexpr bool crosses_bytes = kHasCrossed && layout(f).bits == 4 && layout(f).per_block == 1;
+constexpr bool crosses_bytes = kHasCrossed && in_nibbles(f);
 
 constexpr int kUp = 120, kDown = 8;  // of the odd lines' quants, and of the even ones'
-constexpr int kCrossedLimit = 120;   // of an activation: x + w + 120 is in [0, 255], y + v - 8 in [-128, 127]
+static_assert(kNibbleLimit + 8 + 15 + kUp <= 255 && -(kNibbleLimit + 7) + kUp >= 0, "x + w + 120 is a byte");
+static_assert(kNibbleLimit + 8 + 15 - kDown <= 127 && -(kNibbleLimit + 7) - kDown >= -128, "y + v - 8 is an int8");
 
 // Whether these activations are multiplied so: a few tokens do not pay for what is prepared.
 inline bool crosses(const Form& form, int tokens) { return form.crossed && tokens > kFewTokens; }
 
-// The activations' part, and that of the quants' offset, of one group.
+// The activations' part of one group, of 32 int8.
 template <Format f>
-inline int crossed_start(const int8_t* low, const int8_t* high, int offset) {
-  return -Crossed<f>::of_activations(low, high, kUp, -kDown, offset) - 257 * 16 * kUp * kDown;
+inline int crossed_start(const int8_t* words) {
+  return -Crossed<f>::of_activations(words, kUp, -kDown) - 16 * kUp * kDown;
 }
 
 constexpr int kCrossedTile = 6;     // tokens: 12 sums and 12 totals, four lines and four words fill 32 registers
 constexpr int kCrossedGroups = 16;  // of a panel that go together
 
-// Groups of a panel, unpacked, and the weights' part of each.
+// Groups of a panel, unpacked and as they lie, and the weights' part of each.
 struct CrossedStrip {
+  const uint8_t* quants;
   alignas(64) uint8_t bytes[kCrossedGroups * 8 * 64];
   alignas(64) int32_t start[kCrossedGroups * kPanel];
   alignas(64) float scale[kCrossedGroups * kPanel], min[kCrossedGroups * kPanel];
@@ -45,6 +47,7 @@ struct CrossedStrip {
 // Groups g0 .. g0 + n of a panel; so many bytes behind them is what will be unpacked next.
 template <Format f>
 inline void unpack_crossed(const uint8_t* panel, int g0, int n, ptrdiff_t next, CrossedStrip& to) {
+  to.quants = group_at<f>(panel, g0).quants;
   for (int g = 0; g < n; g++) {
     const Group group = group_at<f>(panel, g0 + g);
     fetch_ahead<f>(group.quants, next);
@@ -80,16 +83,17 @@ struct PairSums {
     rest.add(even, odd, other_even, other_odd, words + 1, step);
   }
   // 256 times what they were, and the starts.
-  void rise(const int32_t* one, const int32_t* other, const int32_t* start) {
-    first = add_ints(add_256(load_ints(one), first), splat_ints(*start));
-    second = add_ints(add_256(load_ints(other), second), splat_ints(*start));
-    rest.rise(one, other, start + 1);
+  void rise(const int32_t* start) {
+    first = add_shifted<8>(splat_ints(*start), first);
+    second = add_shifted<8>(splat_ints(*start), second);
+    rest.rise(start + 1);
   }
-  // What stands at each token's place.
-  void add_from(const int32_t* sums, const uint8_t* place) {
-    first = add_ints(first, load_ints(sums + *place * 2 * kPanel));
-    second = add_ints(second, load_ints(sums + *place * 2 * kPanel + kPanel));
-    rest.add_from(sums, place + 1);
+  // A line of each panel with a word of the tokens.
+  void add_line(Bytes line, Bytes other, const int32_t* words) {
+    const Bytes p = A::splat_word(*words);
+    first = A::add_products(first, line, p);
+    second = A::add_products(second, other, p);
+    rest.add_line(line, other, words + 1);
   }
 };
 template <class Arithmetic>
@@ -97,8 +101,8 @@ struct PairSums<Arithmetic, 0> {
   PairSums(Ints, Ints) {}
   PairSums(Ints, Ints, const int32_t*) {}
   void add(Bytes, Bytes, Bytes, Bytes, const int32_t*, int) {}
-  void rise(const int32_t*, const int32_t*, const int32_t*) {}
-  void add_from(const int32_t*, const uint8_t*) {}
+  void rise(const int32_t*) {}
+  void add_line(Bytes, Bytes, const int32_t*) {}
 };
 
 // What n tokens have of all groups so far in two panels.
@@ -141,46 +145,23 @@ inline PairSums<Crossed<f>, n> add_crossed(PairSums<Crossed<f>, n> sums, const C
 // Groups of two panels' strips . a tile of tokens, of which `at` is the first group's place, added to their totals.
 template <Format f, int MT>
 inline void crossed_tile(const CrossedStrip* w, const Activations& x, size_t at, int groups, float* to, bool first) {
-  // 256 times the high parts of tokens that stand out alone, and zeros at place 0, for all others.
-  alignas(64) int32_t sums[(1 + kCrossedGroups * MT) * 2 * kPanel];
-  uint8_t place[kCrossedGroups][MT];
-  int count = 1;
-  store_ints(sums, zero_ints());
-  store_ints(sums + kPanel, zero_ints());
-  for (int g = 0; g < groups; g++) {
-    const size_t here = at + size_t(g) * MT;
-    if (!x.wide[here] || x.wide[here] == kAll<MT>) continue;
-    for (int t = 0; t < MT; t++) place[g][t] = 0;
-    for (unsigned wide = x.wide[here]; wide; wide &= wide - 1, count++) {
-      const int t = __builtin_ctz(wide);
-      PairSums<Crossed<f>, 1> high(load_ints(w[0].start + g * kPanel), load_ints(w[1].start + g * kPanel));
-      high = add_crossed<f, MT, 1>(high, w, g, x.high + here * 8 + t);
-      place[g][t] = uint8_t(count);
-      store_ints(sums + count * 2 * kPanel, add_256(zero_ints(), high.first));
-      store_ints(sums + count * 2 * kPanel + kPanel, add_256(zero_ints(), high.second));
-    }
-  }
   PairTotals<f, MT> totals(to, first);
-  const auto add = [&](PairSums<Crossed<f>, MT> sums, int g) __attribute__((always_inline)) {
-    sums = add_crossed<f, MT, MT>(sums, w, g, x.low + at * 8);
-    const int i = g * kPanel;
-    totals.add(sums, w[0].scale + i, w[1].scale + i, w[0].min + i, w[1].min + i, x.scale + at, x.sum + at);
-    at += MT;
-  };
   for (int g = 0; g < groups;) {
-    for (; g < groups && !x.wide[at]; g++)
-      add(PairSums<Crossed<f>, MT>(load_ints(w[0].start + g * kPanel), load_ints(w[1].start + g * kPanel), x.start + at), g);
-    for (; g < groups && x.wide[at] == kAll<MT>; g++) {
-      const int32_t *one = w[0].start + g * kPanel, *other = w[1].start + g * kPanel;
-      PairSums<Crossed<f>, MT> both = add_crossed<f, MT, MT>(PairSums<Crossed<f>, MT>(load_ints(one), load_ints(other)), w, g, x.high + at * 8);
-      asm volatile("" ::: "memory");  // or GCC loads all of what follows first, and keeps totals in memory
-      both.rise(one, other, x.start + at);
-      add(both, g);
+    for (; g < groups && !x.wide[at]; g++, at += MT) {
+      const int i = g * kPanel;
+      PairSums<Crossed<f>, MT> sums(load_ints(w[0].start + i), load_ints(w[1].start + i), x.start + at);
+      sums = add_crossed<f, MT, MT>(sums, w, g, x.low + at * 8);
+      totals.add(sums, w[0].scale + i, w[1].scale + i, w[0].min + i, w[1].min + i, x.scale + at, x.sum + at);
     }
-    for (; g < groups && x.wide[at] && x.wide[at] != kAll<MT>; g++) {
-      PairSums<Crossed<f>, MT> some(load_ints(w[0].start + g * kPanel), load_ints(w[1].start + g * kPanel), x.start + at);
-      some.add_from(sums, place[g]);
-      add(some, g);
+    for (; g < groups && x.wide[at]; g++, at += MT) {
+      const int i = g * kPanel;
+      PairSums<Crossed<f>, MT> sums(load_ints(w[0].start + i), load_ints(w[1].start + i));
+      sums = add_crossed<f, MT, MT>(sums, w, g, x.low + at * 8);
+      sums.rise(x.start + at);
+      const uint8_t *one = w[0].quants + g * layout(f).group_bytes(), *other = w[1].quants + g * layout(f).group_bytes();
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) sums.add_line(load_bytes(one + j * 64), load_bytes(other + j * 64), x.more + at * 4 + j * MT);
+      totals.add(sums, w[0].scale + i, w[1].scale + i, w[0].min + i, w[1].min + i, x.scale + at, x.sum + at);
     }
   }
   totals.store_to(to);

@@ -27,17 +27,20 @@ enum class Rounding : int { None, Int16, Mixed };
 // scalars, so that a broadcast load follows the last one. Plain rows 4,096 bytes apart would share their L1 sets.
 //   float:     x      [tile][column][token of the tile]
 //   quantized: low    [tile][group][column / 4][token of the tile], four int8 in an int32
-//              high   the same; zeros where a token's group is not wide
-//              scale  [tile][group][token of the tile]: an activation is (low + 256 high) * scale
+//              more   the same: the high parts of groups that are wide, zeros elsewhere
+//              scale  [tile][group][token of the tile]: an activation is (low + 256 more) * scale
 //              sum    [tile][group][token of the tile], the group's sum: what a weight's minimum is multiplied with
 //              start  instead of `sum` where quants have an offset: what the group's sum of products begins with,
-//                     -offset * (sum of the group's integers), so that it ends as that of the quants without the offset.
-//                     In crossed forms always, of many tokens with the activations' part that crossed.h needs
+//                     -offset * (sum of the group's integers), so that it ends as that of the quants without the offset
 //              wide   [tile][group]: bit t for token t of the tile, whose high part is not 0; all bits where many would be set
 //   bf16:      low    [tile][column / 2][token of the tile], two bf16 in an int32: of columns 0 and 1, 2 and 3, ...
 //   in pairs:  low    [tile][group][column / 2][token of the tile], two int16 in an int32: of columns 0 and 2, 1 and 3, ...
 //              scale  [tile][group][token of the tile]: an activation is int16 * scale
 //              no group has a high part; weights have neither a minimum nor an offset
+//   nibbles:   low    [tile][group][8][token of the tile], four int8 in an int32: nibbles.h says which
+//              more   [tile][group][4][token of the tile]: what goes to both nibbles
+//              scale, sum, start  as above; `start` always, of many tokens with the activations' part that crossed.h needs
+//              wide   [tile][group]: whether the tile's tokens are in 12 bits there, or all in 8
 //   super-blocks: low [tile][super-block][kSuperWords][token of the tile], two int16 in an int32: superblock.h says which
 //              scale  [tile][super-block][token of the tile]: an activation is int16 * scale
 //              sum    [tile][super-block][token of the tile]: what its words of sums are multiplied with
@@ -47,25 +50,26 @@ enum class Rounding : int { None, Int16, Mixed };
 //
 // A group of a token is rounded to 8 bits, or to 16 when its largest activation stands out of the row: such groups make
 // nearly all of the error that 8 bits would (https://arxiv.org/abs/2208.07339 found so too; docs/performance.md has
-// figures). Which of them, the row alone decides. Both parts are multiplied as int8 and added as integers. Formats with super-blocks
-// take all activations in 14 bits where that is faster (superblock.h).
+// figures). Which of them, the row alone decides. Both parts are multiplied as int8 and added as integers. Weights of 4 bits take 12 bits
+// in place of 16 where the machine can (nibbles.h), and formats with super-blocks all activations in 14 (superblock.h).
 constexpr int kSuperBlock = 256, kSuperWords = 132, kSuperStarts = 4;
 struct Form {  // how activations are regrouped for weights of a format
   int group;     // columns that share a scale; 0 for floats, which are bf16 in pairs
   bool pairs;    // two columns to an int32, as above
   int offset;    // of the weights' quants: a weight is scale * (quant - offset), or scale * quant - minimum where it is 0. Super-blocks
                  // have 0, as their weights are multiplied without their offset
-  bool crossed;  // many tokens are multiplied as crossed.h says, which leaves activations of 8 bits a smaller range
+  bool crossed;  // many tokens are multiplied as crossed.h says
+  bool nibbles;  // as nibbles.h says
   bool superblocks() const { return group == kSuperBlock; }
   bool operator==(const Form& other) const {
-    return group == other.group && pairs == other.pairs && offset == other.offset && crossed == other.crossed;
+    return group == other.group && pairs == other.pairs && offset == other.offset && crossed == other.crossed && nibbles == other.nibbles;
   }
 };
 struct Activations {
   int tokens, columns;
   Form form;
   float* x;
-  int32_t *low, *high;
+  int32_t *low, *more;
   float *scale, *sum;
   int32_t* start;
   uint16_t* wide;

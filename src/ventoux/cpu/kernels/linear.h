@@ -137,6 +137,8 @@ template <Format f, int MT>
 inline void tile_of(const uint8_t* panel, const Activations& x, int t, float* totals) {
   if constexpr (has_superblocks<f>)
     if (x.form.superblocks()) return superblock_tile<f, MT>(panel, x, t, totals);
+  if constexpr (in_nibbles(f))
+    if (x.form.nibbles) return nibble_tile<f, MT>(panel, x, size_t(t) * size_t(x.columns / layout(f).group), totals);
   if constexpr (f == Format::BF16) bf16_tile<f, MT>(panel, x.low + size_t(t) * size_t((x.columns + 1) / 2), (x.columns + 1) / 2, totals);
   else panel_tile<f, MT>(panel, x, size_t(t) * size_t(x.columns / layout(f).group), totals);
 }

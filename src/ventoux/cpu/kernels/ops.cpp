@@ -1,6 +1,7 @@
 #include "ops.h"
 
 #include <algorithm>
+#include <atomic>
 
 namespace ventoux {
 namespace {
@@ -24,21 +25,21 @@ constexpr int kForms = 12;  // floats, bf16, and those of the block formats: mor
 
 // Bytes of each of a form's arrays.
 struct Sizes {
-  size_t x, low, high, scale, sum, start, wide;
+  size_t x, low, more, scale, sum, start, wide;
 };
 Sizes sizes_of(int tokens, int columns, Form form) {
   const size_t n = size_t(tokens) * size_t(columns), pairs = size_t(tokens) * (size_t(columns + 1) / 2);
   if (form.group == 0) return form.pairs ? Sizes{0, pairs * 4, 0, 0, 0, 0, 0} : Sizes{n * 4, 0, 0, 0, 0, 0, 0};
   const size_t groups = n / size_t(form.group);
   if (form.superblocks()) return {0, groups * kSuperWords * 4, 0, groups * 4, groups * 4, groups * kSuperStarts * 4, 0};
-  const size_t sum = form.offset ? 0 : groups * 4, start = form.offset || form.crossed ? groups * 4 : 0;
+  const size_t sum = form.offset ? 0 : groups * 4, start = form.offset || form.nibbles ? groups * 4 : 0;
   if (form.pairs) return {0, 2 * n, 0, groups * 4, sum, start, 0};
-  return {0, n, n, groups * 4, sum, start, groups * 2};
+  return {0, n, form.nibbles ? n / 2 : n, groups * 4, sum, start, groups * 2};
 }
 
 size_t placed_bytes(int tokens, int columns, Form form) {
   const Sizes s = sizes_of(tokens, columns, form);
-  return padded(s.x) + padded(s.low) + padded(s.high) + padded(s.scale) + padded(s.sum) + padded(s.start) + padded(s.wide);
+  return padded(s.x) + padded(s.low) + padded(s.more) + padded(s.scale) + padded(s.sum) + padded(s.start) + padded(s.wide);
 }
 
 // Activations of some tokens in one form, in memory from `at` on; moves `at` behind them.
@@ -52,7 +53,7 @@ Activations place(int tokens, int columns, Form form, uint8_t*& at) {
   Activations a{tokens, columns, form, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   a.x = (float*)take(s.x);
   a.low = (int32_t*)take(s.low);
-  a.high = (int32_t*)take(s.high);
+  a.more = (int32_t*)take(s.more);
   a.scale = (float*)take(s.scale);
   a.sum = (float*)take(s.sum);
   a.start = (int32_t*)take(s.start);
@@ -60,17 +61,47 @@ Activations place(int tokens, int columns, Form form, uint8_t*& at) {
   return a;
 }
 
-// A few rows are normed and regrouped at once, so that the second finds what the first has left in L1 or L2.
-Activations regrouped(Pool& pool, const Input& x, bool norm, Form form, Rounding rounding, uint8_t*& memory) {
-  const Activations to = place(x.tokens, x.columns, form, memory);
-  const Kernels& kernels = pool.kernels();
-  run_parts(pool, x.tokens, kWidestTile, [&](int first, int last, int) {
-    for (int row = first; norm && row < last; row++) {
+// Activations in each form that the products of an operation want.
+struct Regrouped {
+  Activations of[kForms];
+  int forms = 0;
+
+  void want(Form form) {
+    if (!find(form)) of[forms++].form = form;
+  }
+  const Activations* find(Form form) const {
+    const Activations* end = of + forms;
+    const Activations* at = std::find_if(of, end, [&](const Activations& a) { return a.form == form; });
+    return at == end ? nullptr : at;
+  }
+  size_t bytes(const Input& x) const {
+    size_t sum = 0;
+    for (int i = 0; i < forms; i++) sum += placed_bytes(x.tokens, x.columns, of[i].form);
+    return sum;
+  }
+  void place_at(uint8_t* memory, const Input& x) {
+    for (int i = 0; i < forms; i++) of[i] = place(x.tokens, x.columns, of[i].form, memory);
+  }
+  // Of rows [first, last), normed into `normed` if there are weights: it and what follows find them in L1 or L2.
+  void make(const Kernels& kernels, const Input& x, float* normed, Rounding rounding, int first, int last) const {
+    for (int row = first; x.weight && row < last; row++) {
       const size_t at = size_t(row) * size_t(x.columns);
-      kernels.rms_norm(x.x + at, x.weight, x.eps, x.columns, x.normed + at);
+      kernels.rms_norm(x.x + at, x.weight, x.eps, x.columns, normed + at);
     }
-    kernels.regroup(x.normed ? x.normed : x.x, to, rounding, first, last);
-  });
+    for (int i = 0; i < forms; i++) kernels.regroup(x.weight ? normed : x.x, of[i], rounding, first, last);
+  }
+};
+
+// What a thread has regrouped for itself, and for which operation: its arrays lie behind it.
+struct Own {
+  uint64_t operation;
+  Regrouped activations;
+};
+std::atomic<uint64_t> operations{0};
+
+Regrouped regrouped(Pool& pool, const Input& x, Regrouped to, Rounding rounding) {
+  to.place_at(pool.shared(to.bytes(x)), x);
+  run_parts(pool, x.tokens, kWidestTile, [&](int first, int last, int) { to.make(pool.kernels(), x, x.normed, rounding, first, last); });
   return to;
 }
 
@@ -79,19 +110,28 @@ Activations regrouped(Pool& pool, const Input& x, bool norm, Form form, Rounding
 void linear(Pool& pool, const Input& x, const Product* products, int count, bool add, Rounding rounding) {
   const Kernels& kernels = pool.kernels();
   const auto form_of = [&](const Product& p) { return kernels.form(p.weight->format(), rounding); };
-  // What each form in use makes of x.
-  Activations activations[kForms];
-  int forms = 0;
-  size_t bytes = 0;
-  for (const Product* p = products; p < products + count; p++) {
-    const Form form = form_of(*p);
-    if (std::any_of(activations, activations + forms, [&](const Activations& a) { return form == a.form; })) continue;
-    activations[forms++].form = form;
-    bytes += placed_bytes(x.tokens, x.columns, form);
-  }
-  uint8_t* memory = pool.shared(bytes);
-  for (Activations* to = activations; to < activations + forms; to++)
-    *to = regrouped(pool, x, x.weight && to == activations, to->form, rounding, memory);
+  Regrouped wanted;
+  for (const Product* p = products; p < products + count; p++) wanted.want(form_of(*p));
+  // Where it would be one thread's work each does it for itself: others would wait for it, and then for its bytes, which come ten times
+  // slower from a core with another L3 than from one's own.
+  const bool own = x.tokens <= kWidestTile;
+  const size_t normed_bytes = x.weight ? padded(size_t(x.tokens) * size_t(x.columns) * sizeof(float)) : 0;
+  const size_t own_bytes = own ? padded(sizeof(Own)) + normed_bytes + wanted.bytes(x) : 0;
+  for (int i = 0; i < pool.threads(); i++) pool.scratch(i, kScratchBytes), pool.regrouped(i, own_bytes);
+  if (!own) wanted = regrouped(pool, x, wanted, rounding);
+  const uint64_t operation = ++operations;
+  const auto activations = [&](int thread) -> const Regrouped& {
+    if (!own) return wanted;
+    uint8_t* memory = pool.regrouped(thread, own_bytes);
+    Own& mine = *(Own*)memory;
+    if (mine.operation == operation) return mine.activations;
+    memory += padded(sizeof(Own));
+    mine.activations = wanted;
+    mine.activations.place_at(memory + normed_bytes, x);
+    mine.activations.make(kernels, x, thread == 0 ? x.normed : (float*)memory, rounding, 0, x.tokens);
+    mine.operation = operation;
+    return mine.activations;
+  };
 
   // All products in one run: a thread that is done with the first goes on with the second. Each has ceil(panels / step) parts.
   int panels = 0, parts = 0;
@@ -99,16 +139,15 @@ void linear(Pool& pool, const Input& x, const Product* products, int count, bool
   // An even number of panels, for some kernels take two at once.
   const int step = std::max(2, panels / (pool.threads() * kPartsPerThread) / 2 * 2);
   for (const Product* p = products; p < products + count; p++) parts += (p->weight->matrix().panels + step - 1) / step;
-  for (int i = 0; i < pool.threads(); i++) pool.scratch(i, kScratchBytes);
   pool.run(parts, [&](int part, int thread) {
     const Product* p = products;
     int first = part * step;
     for (; first >= p->weight->matrix().panels; p++) first -= (p->weight->matrix().panels + step - 1) / step * step;
     const Matrix matrix = p->weight->matrix();
-    const Activations* a = activations;
-    while (!(form_of(*p) == a->form)) a++;
-    kernels.linear(matrix, *a, p->y, add, first, std::min(first + step, matrix.panels), pool.scratch(thread, kScratchBytes));
+    kernels.linear(matrix, *activations(thread).find(form_of(*p)), p->y, add, first, std::min(first + step, matrix.panels),
+                   pool.scratch(thread, kScratchBytes));
   });
+  if (own && x.weight) activations(0);  // `normed` is wanted also when others have done all the parts
 }
 
 void gated(Pool& pool, const Input& x, const Weight& gate, const Weight& up, float* y, float* spare, Rounding rounding) {
@@ -119,8 +158,9 @@ void gated(Pool& pool, const Input& x, const Weight& gate, const Weight& up, flo
     linear(pool, x, products, 2, false, rounding);
     return swiglu(pool, y, spare, size_t(x.tokens) * size_t(gate.rows()));
   }
-  uint8_t* memory = pool.shared(placed_bytes(x.tokens, x.columns, form));
-  const Activations a = regrouped(pool, x, x.weight, form, rounding, memory);
+  Regrouped wanted;
+  wanted.want(form);
+  const Activations a = *regrouped(pool, x, wanted, rounding).of;
   for (int i = 0; i < pool.threads(); i++) pool.scratch(i, kScratchBytes);
   run_parts(pool, gate.matrix().panels, 1, [&](int first, int last, int thread) {
     kernels.gated(gate.matrix(), up.matrix(), a, y, first, last, pool.scratch(thread, kScratchBytes));

@@ -166,6 +166,7 @@ const Kernels& kernels_of(const std::string& isa) {
 Pool::Pool(int threads, const std::string& isa) : kernels_(&kernels_of(isa)) {
   if (threads < 1) throw std::invalid_argument("a pool needs at least one thread");
   scratch_.resize(size_t(threads));
+  regrouped_.resize(size_t(threads));
   start();
 }
 
@@ -190,8 +191,7 @@ void Pool::run(int tasks, Work work) {
   crew_->run(tasks, work);
 }
 
-uint8_t* Pool::scratch(int thread, size_t bytes) {
-  auto& memory = scratch_[size_t(thread)];
+uint8_t* Pool::at_least(std::vector<uint8_t>& memory, size_t bytes) {
   if (memory.size() < bytes + 64) memory.resize(bytes + 64);
   return (uint8_t*)((uintptr_t(memory.data()) + 63) & ~uintptr_t(63));
 }

@@ -67,16 +67,19 @@ class Pool {
   int threads() const { return int(scratch_.size()); }
   const Kernels& kernels() const { return *kernels_; }
   // A thread's memory of at least `bytes`, kept between calls.
-  uint8_t* scratch(int thread, size_t bytes);
+  uint8_t* scratch(int thread, size_t bytes) { return at_least(scratch_[size_t(thread)], bytes); }
+  // The same, for activations that a thread has regrouped for itself: no kernel writes over them.
+  uint8_t* regrouped(int thread, size_t bytes) { return at_least(regrouped_[size_t(thread)], bytes); }
   // One array shared by all threads for the time of a kernel call, kept between calls until it is dropped. Aligned to 64.
   uint8_t* shared(size_t bytes);
   void drop_shared() { shared_ = Pages(); }
 
  private:
   void start();
+  static uint8_t* at_least(std::vector<uint8_t>& memory, size_t bytes);
 
   const Kernels* kernels_;
-  std::vector<std::vector<uint8_t>> scratch_;
+  std::vector<std::vector<uint8_t>> scratch_, regrouped_;
   Pages shared_;
   std::mutex callers_;
   std::unique_ptr<Crew> crew_;

@@ -1,18 +1,10 @@
 // Block formats . quantized activations: few tokens straight from a panel, or tiles of tokens from an unpacked strip.
 #pragma once
 
-#include "sums.h"
+#include "nibbles.h"
 
 namespace ventoux {
 namespace {
-
-// Asks for what lies this far behind a group, as many bytes as the group has: with few tokens weights come from memory, and
-// the core's own prefetching stops at each page. A panel's end is followed by the next panel, which is next.
-constexpr int kAhead = 4096;
-template <Format f>
-inline void fetch_ahead(const uint8_t* quants, ptrdiff_t ahead = kAhead) {
-  for (int i = 0; i < layout(f).group_bytes(); i += 64) __builtin_prefetch(quants + ahead + i);
-}
 
 constexpr int kStripGroups = 32;  // of a panel that go together
 

@@ -7,24 +7,23 @@
 namespace ventoux {
 namespace {
 
-// A group is wide when its largest activation is more than this many times the row's root mean square, or as much less as its
-// 8 bits hold less than 127. Lower is slower and more exact: docs/performance.md has the figures that this one was chosen by.
-constexpr float kOrdinary = 1.75f;
+// A group is wide when its largest activation is more than this many times the row's root mean square. Lower is slower and more exact:
+// docs/performance.md has the figures that these were chosen by. 12 bits cost less than 16.
+constexpr float kOrdinary = 1.75f, kOrdinaryNibbles = 1.42f, kAllAreWide = -1;
 
 // A row as a whole: over which magnitude its activations make their groups wide, and whether all of them are numbers for sure.
 struct Row {
   float ordinary;
   bool finite;
 };
-inline Row row_of(const float* row, size_t columns, Rounding rounding, int limit) {
+inline Row row_of(const float* row, size_t columns, float ordinary) {
   Floats squares = splat(0), more = splat(0);  // two sums, for each addition waits for the last
   for (size_t c = 0; c < columns; c += 2 * kPanel) {  // no block has fewer columns than 32
     squares = fma(load(row + c), load(row + c), squares);
     more = fma(load(row + c + kPanel), load(row + c + kPanel), more);
   }
   const float sum = reduce_add(add(squares, more));
-  const float ordinary = kOrdinary * float(limit) / 127 * __builtin_sqrtf(sum / float(columns));
-  return {rounding == Rounding::Int16 ? -1 : ordinary, sum * 0 == 0};
+  return {ordinary == kAllAreWide ? -1 : ordinary * __builtin_sqrtf(sum / float(columns)), sum * 0 == 0};
 }
 
 // One group of one token; `sum`, in 16 lanes, is that of its integers, below 2^24 and so exact.
@@ -36,11 +35,10 @@ struct Quantized {
   bool wide;
 };
 
-// `limit`: the largest magnitude of either part.
 template <int group>
-inline Quantized<group> quantize_group(const float* x, Row row, int limit) {
+inline Quantized<group> quantize_group(const float* x, Row row) {
   static_assert(group == 16 || group == 32, "one vector or two");
-  constexpr int last = group - 16;
+  constexpr int last = group - 16, limit = 127;  // of either part
   Quantized<group> to;
   const Floats a = load(x), b = load(x + last);
   // NaN and infinity (which 0 turns into NaN, and a maximum may lose) go on to the logits, where they are reported.
@@ -57,7 +55,7 @@ inline Quantized<group> quantize_group(const float* x, Row row, int limit) {
   const Floats inverse = splat(most > 1e-30f ? largest / most : 0), end = splat(float(limit)), start = splat(-float(limit));
   const Floats to_high = splat(to.wide ? 1.0f / 256 : 0);
   const auto high_of = [&](Floats whole) { return round(mul(whole, to_high)); };
-  // -128 .. 128; the ends are cut to what every kernel can multiply, an error of one in 32,639, or of 8 (kCrossedLimit).
+  // -128 .. 128; the ends are cut to what every kernel can multiply, an error of one in 32,639.
   const auto low_of = [&](Floats whole, Floats high) { return min(max(round(fnma(high, splat(256), whole)), start), end); };
   const Floats whole = mul(a, inverse), high = high_of(whole), low = low_of(whole, high);
   to.sum = fma(high, splat(256), low);
@@ -100,28 +98,99 @@ inline void place_pairs(const Quantized<group>& from, int32_t* pairs) {
   }
 }
 
-template <int MT, int group, bool crossed>
+template <int MT, int group>
 inline void regroup_quantized(const float* x, const Activations& to, Rounding rounding, int token) {
   constexpr int words = group / 4;
   const size_t columns = size_t(to.columns), groups = columns / group;
-  const int limit = to.form.crossed ? kCrossedLimit : 127;
+  const float ordinary = to.form.pairs || rounding == Rounding::Int16 ? kAllAreWide : kOrdinary;
   Row rows[MT];
-  for (int t = 0; t < MT; t++) rows[t] = row_of(x + (token + t) * columns, columns, to.form.pairs ? Rounding::Int16 : rounding, limit);
+  for (int t = 0; t < MT; t++) rows[t] = row_of(x + (token + t) * columns, columns, ordinary);
   for (size_t g = 0; g < groups; g++) {
     const size_t at = token * groups + g * MT;
     bool wide[MT];
     for (int t = 0; t < MT; t++) {
-      const Quantized<group> made = quantize_group<group>(x + (token + t) * columns + g * group, rows[t], limit);
+      const Quantized<group> made = quantize_group<group>(x + (token + t) * columns + g * group, rows[t]);
       to.scale[at + t] = made.scale;
-      if constexpr (kHasCrossed && crossed)
-        to.start[at + t] = crossed_start<crossed ? Format::Q4_0 : Format::F32>(made.low, made.high, to.form.offset);
-      else if (to.start) to.start[at + t] = -to.form.offset * int(reduce_add(made.sum));
+      if (to.start) to.start[at + t] = -to.form.offset * int(reduce_add(made.sum));
       if (to.sum) to.sum[at + t] = made.scale * reduce_add(made.sum);
       wide[t] = made.wide;
       if (to.form.pairs) place_pairs<MT>(made, to.low + 2 * at * words + t);
-      else place_parts<MT>(made, to.low + at * words + t, to.high + at * words + t);
+      else place_parts<MT>(made, to.low + at * words + t, to.more + at * words + t);
     }
     if (!to.form.pairs) to.wide[at] = wide_tokens<MT>(wide);
+  }
+}
+
+// A token's group as nibbles.h multiplies it: in 8 bits, or q and s, and p for both. `sum`, in 16 lanes, is that of its integers, below
+// 2^24 and so exact.
+struct QuantizedNibbles {
+  alignas(32) int8_t words[32];
+  alignas(16) int8_t both[16];
+  Floats sum;
+  float scale;
+  bool wide;
+};
+inline QuantizedNibbles quantize_nibbles(const float* x, Row row) {
+  QuantizedNibbles to;
+  const Floats a = load(x), b = load(x + kPanel);
+  if (!row.finite && reduce_add(mul(add(a, b), splat(0))) != 0) {  // as in quantize_group
+    to = QuantizedNibbles{};
+    to.scale = __builtin_nanf("");
+    return to;
+  }
+  const float most = reduce_max(max(abs(a), abs(b)));
+  to.wide = most > row.ordinary;
+  // Of a wide group in sixteenths of a step of q and s.
+  const float largest = to.wide ? 16 * kNibbleLimit : kByteLimit;
+  const Floats inverse = splat(most > 1e-30f ? largest / most : 0), y = round(mul(b, inverse));
+  if (!to.wide) {
+    const Floats whole = round(mul(a, inverse));
+    store_int8(to.words, whole, y);
+    store_int8(to.both, splat(0));
+    to.sum = add(whole, y);
+    to.scale = most / largest;
+    return to;
+  }
+  const Floats sixteenth = splat(1.0f / 16), sixteen = splat(16);
+  // Of a whole number of sixteenths the whole part, rounded down.
+  const auto floor_of = [&](Floats sixteenths) { return round(fma(sixteenths, sixteenth, splat(-15.0f / 32))); };
+  const Floats below = floor_of(y), v = fnma(below, sixteen, y);
+  const Floats nearest = round(fnma(v, sixteenth, mul(a, inverse))), q = floor_of(add(nearest, splat(8))), u = fnma(q, sixteen, nearest);
+  const Floats s = sub(below, u), p = fma(u, sixteen, v);
+  store_int8(to.words, q, s);
+  store_int8(to.both, p);
+  to.sum = fma(add(q, s), splat(256), mul(p, splat(17)));
+  to.scale = most / (16 * largest);
+  return to;
+}
+
+// Where a tile has a token that is wide, all of them are: the others' words stand for 256 times as much, without p.
+template <int MT, bool crossed>
+inline void regroup_nibbles(const float* x, const Activations& to, int token) {
+  const size_t columns = size_t(to.columns), groups = columns / 32;
+  Row rows[MT];
+  for (int t = 0; t < MT; t++) rows[t] = row_of(x + (token + t) * columns, columns, kOrdinaryNibbles);
+  for (size_t g = 0; g < groups; g++) {
+    const size_t at = token * groups + g * MT;
+    bool wide[MT], any = false;
+    for (int t = 0; t < MT; t++) {
+      const QuantizedNibbles made = quantize_nibbles(x + (token + t) * columns + g * 32, rows[t]);
+      const float sum = reduce_add(made.sum);
+      to.scale[at + t] = made.scale;
+      if (to.sum) to.sum[at + t] = made.scale * sum;
+      int start = -to.form.offset * int(sum);
+      if constexpr (kHasCrossed && crossed) start += crossed_start<crossed ? Format::Q4_0 : Format::F32>(made.words) * (made.wide ? 256 : 1);
+      to.start[at + t] = start;
+      int32_t words[8], both[4];
+      __builtin_memcpy(words, made.words, sizeof words);
+      __builtin_memcpy(both, made.both, sizeof both);
+      for (int j = 0; j < 8; j++) to.low[at * 8 + size_t(j * MT + t)] = words[j];
+      for (int j = 0; j < 4; j++) to.more[at * 4 + size_t(j * MT + t)] = both[j];
+      any |= wide[t] = made.wide;
+    }
+    to.wide[at] = any;
+    for (int t = 0; t < MT; t++)
+      if (any && !wide[t]) to.scale[at + t] /= 256, to.start[at + t] *= 256;
   }
 }
 
@@ -181,7 +250,7 @@ template <int MT>
 inline void regroup_superblocks(const float* x, const Activations& to, int token) {
   const size_t columns = size_t(to.columns), blocks = columns / kSuperBlock;
   bool finite[MT];
-  for (int t = 0; t < MT; t++) finite[t] = row_of(x + (token + t) * columns, columns, Rounding::Int16, 1).finite;
+  for (int t = 0; t < MT; t++) finite[t] = row_of(x + (token + t) * columns, columns, kAllAreWide).finite;
   for (size_t b = 0; b < blocks; b++) {
     const size_t at = token * blocks + b * MT;
     for (int t = 0; t < MT; t++) {
@@ -234,12 +303,13 @@ inline void regroup(const float* x, const Activations& to, Rounding rounding, in
     const auto visit = [&](int t, auto size) { regroup_superblocks<decltype(size)::value>(x, to, t); };
     if (crosses(to.form, to.tokens)) for_each_tile<kCrossedTile>(first, last, visit);
     else for_each_tile<kQuantizedTile>(first, last, visit);
-  } else if (crosses(to.form, to.tokens)) {
-    for_each_tile<kCrossedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value, 32, true>(x, to, rounding, t); });
+  } else if (to.form.nibbles) {
+    if (crosses(to.form, to.tokens)) for_each_tile<kCrossedTile>(first, last, [&](int t, auto size) { regroup_nibbles<decltype(size)::value, true>(x, to, t); });
+    else for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_nibbles<decltype(size)::value, false>(x, to, t); });
   } else if (to.form.group == 32) {
-    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value, 32, false>(x, to, rounding, t); });
+    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value, 32>(x, to, rounding, t); });
   } else if (to.form.group == 16) {
-    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value, 16, false>(x, to, rounding, t); });
+    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value, 16>(x, to, rounding, t); });
   } else if (to.form.pairs) {
     for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_bf16<decltype(size)::value>(x, to, t); });
   } else {

@@ -23,10 +23,12 @@ constexpr bool multiplies_bf16() { return false; }
 constexpr bool kHasBf16 = false;
 template <Format f>
 struct Bf16;  // of simd_avx512.h alone
-constexpr bool kHasCrossed = false;
+constexpr bool kHasCrossed = false, kHasNibbles = false;
 constexpr bool adds_beside() { return false; }
 template <Format f>
 struct Crossed;  // of simd_avx512.h alone
+template <Format f>
+struct Nibbles;  // of simd_avx512.h alone
 template <Format f>
 struct Shorts;  // of simd_avx512.h alone
 constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
@@ -154,9 +156,10 @@ inline Ints load_ints(const int32_t* p) {
 inline void store_ints(int32_t* p, Ints x) {
   _mm256_storeu_si256((__m256i*)p, x.a), _mm256_storeu_si256((__m256i*)(p + 8), x.b);
 }
-// x + 256 y
-inline Ints add_256(Ints x, Ints y) {
-  return {_mm256_add_epi32(x.a, _mm256_slli_epi32(y.a, 8)), _mm256_add_epi32(x.b, _mm256_slli_epi32(y.b, 8))};
+// x + y 2^bits
+template <int bits>
+inline Ints add_shifted(Ints x, Ints y) {
+  return {_mm256_add_epi32(x.a, _mm256_slli_epi32(y.a, bits)), _mm256_add_epi32(x.b, _mm256_slli_epi32(y.b, bits))};
 }
 
 // Signed bytes as 16 bits, and their products with int16 activations, two columns of 16 rows at once.

@@ -120,13 +120,22 @@ inline Ints add_ints(Ints x, Ints y) { return {_mm512_add_epi32(x.v, y.v)}; }
 inline Floats to_floats(Ints x) { return {_mm512_cvtepi32_ps(x.v)}; }
 inline Ints load_ints(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 inline void store_ints(int32_t* p, Ints x) { _mm512_storeu_si512(p, x.v); }
-// x + 256 y
-inline Ints add_256(Ints x, Ints y) { return {_mm512_add_epi32(x.v, _mm512_slli_epi32(y.v, 8))}; }
+// x + y 2^bits
+template <int bits>
+inline Ints add_shifted(Ints x, Ints y) { return {_mm512_add_epi32(x.v, _mm512_slli_epi32(y.v, bits))}; }
 
-// Products of unsigned weights and int8 activations, four columns of 16 rows at once.
+// Products of unsigned weights and int8 activations, four columns of 16 rows at once. Compilers would load the word that all lanes share
+// first: as an operand it takes no instruction of its own, and a core that waits for memory has only so many under way.
 template <int kBits>
 struct Straight {
-  static Ints add(Ints sum, Bytes w, int32_t quad) { return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(quad))}; }
+  static Ints add(Ints sum, Bytes w, const int32_t& quad) {
+#ifdef VENTOUX_EMULATE_AVX512
+    return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(quad))};
+#else
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(w.v), "m"(quad));
+    return sum;
+#endif
+  }
 };
 
 // What crossed.h multiplies with, where bytes are added beside products: on AMD's processors, from Zen 4 on. Intel's have two ports
@@ -138,7 +147,7 @@ inline bool adds_beside() {
   return __builtin_cpu_is("amd");
 #endif
 }
-constexpr bool kHasCrossed = true;
+constexpr bool kHasCrossed = true, kHasNibbles = true;
 struct Words {
   static Bytes splat_word(int32_t x) { return {_mm512_set1_epi32(x)}; }
   static Ints minus(Ints x) { return {_mm512_sub_epi32(_mm512_setzero_si512(), x.v)}; }
@@ -147,17 +156,13 @@ template <Format f>
 struct Crossed : Words {
   static Bytes splat(int8_t x) { return {_mm512_set1_epi8(x)}; }
   static Bytes add(Bytes x, Bytes y) { return {_mm512_add_epi8(x.v, y.v)}; }
-  // Of 32 int8, low and 256 times high: the sum of (x + up) (y + down) for each even word x and the odd one y behind it, and
-  // `offset` times all of them.
-  static int of_activations(const int8_t* low, const int8_t* high, int up, int down, int offset) {
-    const auto part = [=](const int8_t* p) {
-      const __m256i all = _mm256_load_si256((const __m256i*)p);
-      const __m256i x = _mm256_add_epi8(all, _mm256_set1_epi8(char(up)));
-      const __m256i y = _mm256_add_epi8(_mm256_shuffle_epi32(all, _MM_SHUFFLE(2, 3, 0, 1)), _mm256_set1_epi8(char(down)));
-      const __m256i even = _mm256_blend_epi32(_mm256_setzero_si256(), x, 0x55);
-      return _mm256_dpbusd_epi32(_mm256_dpbusd_epi32(_mm256_setzero_si256(), even, y), _mm256_set1_epi8(char(offset)), all);
-    };
-    const __m256i eight = _mm256_add_epi32(part(low), _mm256_slli_epi32(part(high), 8));
+  // Of 32 int8 the sum of (x + up) (y + down), for each even word x and the odd one y behind it.
+  static int of_activations(const int8_t* words, int up, int down) {
+    const __m256i all = _mm256_load_si256((const __m256i*)words);
+    const __m256i x = _mm256_add_epi8(all, _mm256_set1_epi8(char(up)));
+    const __m256i y = _mm256_add_epi8(_mm256_shuffle_epi32(all, _MM_SHUFFLE(2, 3, 0, 1)), _mm256_set1_epi8(char(down)));
+    const __m256i even = _mm256_blend_epi32(_mm256_setzero_si256(), x, 0x55);
+    const __m256i eight = _mm256_dpbusd_epi32(_mm256_setzero_si256(), even, y);
     const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
     const __m128i two = _mm_add_epi32(four, _mm_unpackhi_epi64(four, four));
     return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
@@ -167,10 +172,30 @@ struct Crossed : Words {
   }
 };
 
+// What nibbles.h loads.
+template <Format f>
+struct Nibbles {
+  // Once: the compiler would load again what is used again, and 64 bytes take a load a cycle.
+  static Bytes load(const uint8_t* p) {
+    Bytes x = load_bytes(p);
+#ifndef VENTOUX_EMULATE_AVX512
+    asm("" : "+v"(x.v));
+#endif
+    return x;
+  }
+};
+
 // Products of 16-bit integers, two columns of 16 rows at once, which superblock.h multiplies with.
 template <>
 struct Straight<16> {
-  static Ints add(Ints sum, Bytes w, int32_t pair) { return {_mm512_dpwssd_epi32(sum.v, w.v, _mm512_set1_epi32(pair))}; }
+  static Ints add(Ints sum, Bytes w, const int32_t& pair) {
+#ifdef VENTOUX_EMULATE_AVX512
+    return {_mm512_dpwssd_epi32(sum.v, w.v, _mm512_set1_epi32(pair))};
+#else
+    asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(w.v), "m"(pair));
+    return sum;
+#endif
+  }
 };
 template <Format f>
 struct Shorts : Words {
@@ -194,10 +219,11 @@ constexpr bool kHasBf16 = true;
 template <Format f>
 struct Bf16 {
 #ifdef VENTOUX_EMULATE_AVX512
-  static Floats add(Floats sum, Bytes, int32_t) { return sum; }
+  static Floats add(Floats sum, Bytes, const int32_t&) { return sum; }
 #else
-  static Floats add(Floats sum, Bytes w, int32_t pair) {
-    return {_mm512_dpbf16_ps(sum.v, (__m512bh)w.v, (__m512bh)_mm512_set1_epi32(pair))};
+  static Floats add(Floats sum, Bytes w, const int32_t& pair) {
+    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum.v) : "v"(w.v), "m"(pair));
+    return sum;
   }
 #endif
 };

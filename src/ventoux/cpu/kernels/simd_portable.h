@@ -24,10 +24,12 @@ constexpr bool multiplies_bf16() { return false; }
 constexpr bool kHasBf16 = false;
 template <Format f>
 struct Bf16;  // of simd_avx512.h alone
-constexpr bool kHasCrossed = false;
+constexpr bool kHasCrossed = false, kHasNibbles = false;
 constexpr bool adds_beside() { return false; }
 template <Format f>
 struct Crossed;  // of simd_avx512.h alone
+template <Format f>
+struct Nibbles;  // of simd_avx512.h alone
 template <Format f>
 struct Shorts;  // of simd_avx512.h alone
 constexpr int kSignedOffset = 0;
@@ -112,7 +114,8 @@ inline Ints splat_ints(int32_t x) { const Four four = {x, x, x, x}; return Ints{
 inline Ints zero_ints() { return Ints{}; }
 inline Ints load_ints(const int32_t* p) { Ints r; std::memcpy(r.v, p, 64); return r; }
 inline void store_ints(int32_t* p, const Ints& x) { std::memcpy(p, x.v, 64); }
-inline Ints add_256(const Ints& x, const Ints& y) { Ints r; EACH r.v[i] = x.v[i] + y.v[i] * 256; return r; }  // x + 256 y
+template <int bits>
+inline Ints add_shifted(const Ints& x, const Ints& y) { Ints r; EACH r.v[i] = x.v[i] + y.v[i] * (1 << bits); return r; }  // x + y 2^bits
 inline Ints add_ints(Ints x, const Ints& y) {
   for (int i = 0; i < 4; i++) x.v[i] += y.v[i];
   return x;

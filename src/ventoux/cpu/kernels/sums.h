@@ -9,13 +9,17 @@
 namespace ventoux {
 namespace {
 
+// Which weights nibbles.h multiplies.
+constexpr bool in_nibbles(Format f) { return kHasNibbles && layout(f).bits == 4 && layout(f).per_block == 1; }
+
 inline Form form(Format f, Rounding rounding) {
   const Layout l = layout(f);
-  if (rounding == Rounding::None || (f == Format::BF16 && rounding == Rounding::Int16)) return Form{0, false, 0, false};
-  if (!l.bits) return Form{0, f == Format::BF16 && multiplies_bf16(), 0, false};
+  if (rounding == Rounding::None || (f == Format::BF16 && rounding == Rounding::Int16)) return Form{};
+  if (!l.bits) return Form{0, f == Format::BF16 && multiplies_bf16(), 0, false, false};
   const bool crossed = kHasCrossed && rounding == Rounding::Mixed && adds_beside();
-  if (crossed && l.per_block > 1) return Form{kSuperBlock, true, 0, true};
-  return Form{l.group, in_pairs(l.bits), offset(f), crossed && l.bits == 4};
+  if (crossed && l.per_block > 1) return Form{kSuperBlock, true, 0, true, false};
+  if (in_nibbles(f) && rounding == Rounding::Mixed) return Form{l.group, false, offset(f), crossed, true};
+  return Form{l.group, in_pairs(l.bits), offset(f), false, false};
 }
 
 // Words of a token's activations in a group, each multiplied with one line: of four columns, or of two in pairs.
@@ -93,12 +97,17 @@ struct Sums {
   }
   // These, 256 times what they were, and those.
   void add_to_256(const Sums& that) {
-    sum = add_256(that.sum, sum);
+    sum = add_shifted<8>(that.sum, sum);
     rest.add_to_256(that.rest);
+  }
+  // These, 16 times what they were, and those.
+  void add_to_16(const Sums& that) {
+    sum = add_shifted<4>(that.sum, sum);
+    rest.add_to_16(that.rest);
   }
   // 256 times what stands at each token's place in `high`.
   void add_256_of(const int32_t* high, const uint16_t* place) {
-    sum = add_256(sum, load_ints(high + *place * kPanel));
+    sum = add_shifted<8>(sum, load_ints(high + *place * kPanel));
     rest.add_256_of(high, place + 1);
   }
   void store_to(int32_t* to) const {
@@ -124,6 +133,7 @@ struct Sums<0> {
   template <Format f>
   void add_times(const Sums&, Ints) {}
   void add_to_256(const Sums&) {}
+  void add_to_16(const Sums&) {}
   void add_256_of(const int32_t*, const uint16_t*) {}
   void store_to(int32_t*) const {}
   template <Format f>
@@ -195,7 +205,7 @@ inline Sums<n> add_low(Sums<n> sums, Lines lines, const Activations& x, size_t a
 // their high parts alone:
 template <Format f, int MT, int n, class Lines>
 inline Sums<n> high_of_group(Lines lines, const Activations& x, size_t at, int t) {
-  return add_lines<f, MT, n>(Sums<n>(), lines, x.high + at * kWords<f> + t);
+  return add_lines<f, MT, n>(Sums<n>(), lines, x.more + at * kWords<f> + t);
 }
 // all of it where none of them has a high part:
 template <Format f, int MT, int n, class Lines>

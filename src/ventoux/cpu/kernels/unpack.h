@@ -53,6 +53,14 @@ inline Bytes line_at(const uint8_t* quants, int j) {
   }
 }
 
+// Asks for what lies this far behind a group, as many bytes as the group has: with few tokens weights come from memory, and
+// the core's own prefetching stops at each page. A panel's end is followed by the next panel, which is next.
+constexpr int kAhead = 4096;
+template <Format f>
+inline void fetch_ahead(const uint8_t* quants, ptrdiff_t ahead = kAhead) {
+  for (int i = 0; i < layout(f).group_bytes(); i += 64) __builtin_prefetch(quants + ahead + i);
+}
+
 // Calls visit(c, 16 floats) for columns first .. first + n - 1 of a float panel; `first` is even.
 template <Format f, class Visit>
 inline void for_each_column(const uint8_t* panel, int first, int n, Visit visit) {
