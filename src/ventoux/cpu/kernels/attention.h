@@ -90,11 +90,11 @@ inline void pack_queries(const AttentionShape& s, const Queries& of, int first, 
 }
 
 // Where the panels of a block are. Those that nobody has written, or that have been overwritten, are not looked at.
-inline void find_panels(const AttentionShape& s, const Queries& of, int block, const uint8_t** panels) {
+inline void find_panels(const AttentionShape& s, const Queries& of, const uint8_t* ring, int block, const uint8_t** panels) {
   const size_t bytes = panel_bytes(s);
   for (int i = 0, panel = block * (kBlock / kPanel); i < kBlock / kPanel; i++, panel++)
     panels[i] = panel >= of.chunk_panel ? of.chunk + size_t(panel - of.chunk_panel) * bytes
-                                        : of.ring + size_t(panel % of.ring_panels) * bytes;
+                                        : ring + size_t(panel % of.ring_panels) * bytes;
 }
 
 // fp16 panels [first, last) of a block as fp32, for machines that take long to widen a number, and many queries.
@@ -129,8 +129,8 @@ inline size_t attention_scratch(const AttentionShape& s, int n) { return uintptr
 
 // One block for the queries of a piece: added to their sums, or written to `found`.
 template <KvType kv>
-inline void attend_block(const AttentionShape& s, const Queries& of, int block, const uint8_t* const* panels, const Workspace& at,
-                         float* found) {
+inline void attend_block(const AttentionShape& s, const Queries& of, int block, const uint8_t* const* panels,
+                         const uint8_t* const* next, const Workspace& at, float* found) {
   const int D = s.head_dim, n = of.last - of.first;
   for_each_query_tile(n, [&](int first, auto tile, int i) {
     constexpr int Q = tile.value;
@@ -143,7 +143,7 @@ inline void attend_block(const AttentionShape& s, const Queries& of, int block, 
     if (!some && !found) return;
     const Found here = clear(found ? part(found, n, first, i, D) : part(at.one, kQueries, 0, 0, D), Q, D);
     if (!some) return;
-    attend_tile<kv, Q>(s, sees, at.packed + size_t(first) * packed_floats(s), panels, at.scores, here);
+    attend_tile<kv, Q>(s, sees, at.packed + size_t(first) * packed_floats(s), panels, next, at.scores, here);
     if (!found) add_block(part(at.sum, n, first, i, D), here, Q, D);
   });
 }
@@ -158,8 +158,10 @@ inline void attend_of(const AttentionShape& s, const Queries& of, int block0, in
     if (whole) clear(part(at.sum, n, first, i, D), tile.value, D);
   });
   for (int b = block0; b < block1; b++) {
-    const uint8_t* panels[kBlock / kPanel];
-    find_panels(s, of, of.block + b, panels);
+    const uint8_t *panels[kBlock / kPanel], *next[kBlock / kPanel];
+    find_panels(s, of, of.ring, of.block + b, panels);
+    const uint8_t* ring = b + 1 < block1 ? of.ring : of.next_ring;
+    if (ring) find_panels(s, of, ring, of.block + (b + 1 < block1 ? b + 1 : 0), next);
     float* to = whole ? nullptr : found + size_t(b) * found_floats(s, n);
     if constexpr (kSlowHalf && kv == KvType::F16)
       if (n > 2 * kQueries) {
@@ -168,10 +170,10 @@ inline void attend_of(const AttentionShape& s, const Queries& of, int block0, in
         widen_panels(s, low / kPanel, round_up(high) / kPanel, panels, at.wide);
         AttentionShape wide = s;
         wide.kv = KvType::F32;
-        attend_block<KvType::F32>(wide, of, of.block + b, panels, at, to);
+        attend_block<KvType::F32>(wide, of, of.block + b, panels, nullptr, at, to);
         continue;
       }
-    attend_block<kv>(s, of, of.block + b, panels, at, to);
+    attend_block<kv>(s, of, of.block + b, panels, ring ? next : nullptr, at, to);
   }
   if (!whole) return;
   for_each_query_tile(n, [&](int first, auto tile, int i) {

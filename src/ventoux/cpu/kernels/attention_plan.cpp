@@ -51,6 +51,7 @@ void cut(Plan& plan, const AttentionShape& shape, const AttentionInput& in, int 
         q.q = in.q + row, q.out = out + row;
         q.cos = in.cos + angle, q.sin = in.sin + angle;
         q.ring = span.ring.panels + head_bytes(shape, span.ring.capacity) * size_t(head);
+        q.next_ring = head + 1 < in.kv_heads ? q.ring + head_bytes(shape, span.ring.capacity) : nullptr;
         q.ring_panels = span.ring.capacity / kPanel;
         q.chunk_panel = placed.apart ? span.start / kPanel : INT32_MAX;
         const int low = std::max(start + q.first / group - shape.window + 1, 0), high = start + (q.last - 1) / group;

@@ -16,25 +16,21 @@ inline Floats load_kv(const uint8_t* p, size_t index) {
   return load_i8(p + index);
 }
 
-// Few queries wait for keys and values. What is asked for while these keys are multiplied: their values, so many bytes behind the keys,
-// and the next keys. Pages follow each other in an order that the core's own prefetching does not know. (Where widening takes
-// many instructions, nobody waits.)
+// Few queries wait for keys and values: while keys are multiplied their values are asked for, and while these are weighed the next block's
+// keys, so that memory is busy all the time. Panels follow each other in an order that the core's own prefetching does not know.
+// (Where widening takes many instructions, nobody waits.)
 constexpr int kFewQueries = 4;
-struct Ahead {
-  size_t values;
-  const uint8_t* const* next;
-};
+template <int Q>
+constexpr bool kWaits = !kSlowHalf && Q <= kFewQueries;
+inline void fetch(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }  // to L2: L1 has other lines to wait for
 
 // Adds q . components [first, last) of the keys of P panels, 16 lanes each: q is [D][Q], keys [D][16].
 template <KvType kv, int Q, int P>
-inline void add_products(const float* q, const uint8_t* const* panels, const Ahead& ahead, int first, int last, Floats (&sum)[Q][P]) {
+inline void add_products(const float* q, const uint8_t* const* panels, size_t values, int first, int last, Floats (&sum)[Q][P]) {
   for (int d = first; d < last; d++) {
     constexpr int row = kPanel * int(kv_bytes(kv));  // bytes, of one component's keys
-    if (!kSlowHalf && Q <= kFewQueries && d % (64 / row) == 0)
-      for (int p = 0; p < P; p++) {
-        __builtin_prefetch(panels[p] + ahead.values + d * row, 0, 2);  // to L2: L1 has other lines to wait for
-        __builtin_prefetch(ahead.next[p] + d * row, 0, 2);
-      }
+    if (kWaits<Q> && d % (64 / row) == 0)
+      for (int p = 0; p < P; p++) fetch(panels[p] + values + d * row);
     Floats key[P];
 #pragma GCC unroll 8
     for (int p = 0; p < P; p++) key[p] = load_kv<kv>(panels[p], size_t(d) * kPanel);
@@ -56,11 +52,11 @@ inline void clear(Floats (&sum)[Q][P]) {
 // to[Q][kBlock] = q . keys of P panels. Behind q stand the sums of each 16 components, [D / 16][Q]: what a middle is multiplied
 // with.
 template <KvType kv, int Q, int P>
-inline void score(const float* q, const uint8_t* const* panels, const Ahead& ahead, int D, float* to) {
+inline void score(const float* q, const uint8_t* const* panels, size_t values, int D, float* to) {
   Floats sum[Q][P];
   if constexpr (kv != KvType::I8) {
     clear(sum);
-    add_products<kv>(q, panels, ahead, 0, D, sum);
+    add_products<kv>(q, panels, values, 0, D, sum);
     for (int p = 0; p < P; p++)
       for (int i = 0; i < Q; i++) store(to + i * kBlock + p * kPanel, sum[i][p]);
     return;
@@ -69,7 +65,7 @@ inline void score(const float* q, const uint8_t* const* panels, const Ahead& ahe
   const float* sums = q + size_t(padded) * Q;
   for (int d = 0; d < D; d += kPanel) {
     clear(sum);
-    add_products<kv>(q, panels, ahead, d, d + kPanel < D ? d + kPanel : D, sum);
+    add_products<kv>(q, panels, values, d, d + kPanel < D ? d + kPanel : D, sum);
     for (int p = 0; p < P; p++) {
       const uint16_t* scales = (const uint16_t*)(panels[p] + size_t(kPanel) * padded) + size_t(d) * 2;
       const Floats scale = load_half(scales), middle = load_half(scales + kPanel);
@@ -82,19 +78,25 @@ inline void score(const float* q, const uint8_t* const* panels, const Ahead& ahe
   }
 }
 
-// to[Q][.] += weights[Q][kBlock] . values of keys [low, high) of a block, P times 16 components; values [D / 16][16][16].
+// to[Q][.] += weights[Q][kBlock] . values of keys [low, high) of a block, P times 16 components; values [D / 16][16][16]. `next`: the
+// next block's panels, if there is one.
 template <KvType kv, int Q, int P>
-inline void weigh(const float* weights, const uint8_t* const* panels, size_t offset, int low, int high, float* to, int stride) {
+inline void weigh(const float* weights, const uint8_t* const* panels, const uint8_t* const* next, size_t values, size_t first, int low,
+                  int high, float* to, int stride) {
   Floats sum[Q][P];
   for (int i = 0; i < Q; i++)
     for (int p = 0; p < P; p++) sum[i][p] = load(to + i * stride + p * kPanel);
   for (int key = low; key < high;) {
-    const uint8_t* values = panels[key / kPanel] + offset;
+    const uint8_t *here = panels[key / kPanel] + values + first, *behind = kWaits<Q> && next ? next[key / kPanel] + first : nullptr;
     const int end = (key | (kPanel - 1)) < high ? (key | (kPanel - 1)) + 1 : high;
     for (; key < end; key++) {
       Floats value[P];
 #pragma GCC unroll 8
-      for (int p = 0; p < P; p++) value[p] = load_kv<kv>(values, size_t((key % kPanel + p * kPanel) * kPanel));
+      for (int p = 0; p < P; p++) value[p] = load_kv<kv>(here, size_t((key % kPanel + p * kPanel) * kPanel));
+      // As many bytes as these.
+      constexpr int row = kPanel * int(kv_bytes(kv)), each = row < 64 ? 64 / row : 1;
+      if (kWaits<Q> && behind && key % each == 0)
+        for (int p = 0; p < P; p++) fetch(behind + (key % kPanel + p * kPanel) * row);
 #pragma GCC unroll 12
       for (int i = 0; i < Q; i++) {
         const Floats x = splat(weights[i * kBlock + key]);
@@ -112,14 +114,15 @@ template <int Q>
 constexpr int kBeside = Q >= kSums ? 1 : (kSums + Q - 1) / Q;
 
 template <KvType kv, int Q>
-inline void weigh_all(const AttentionShape& s, const float* weights, const uint8_t* const* panels, int low, int high, float* to) {
+inline void weigh_all(const AttentionShape& s, const float* weights, const uint8_t* const* panels, const uint8_t* const* next, int low,
+                      int high, float* to) {
   const int padded = round_up(s.head_dim);
   const size_t values = key_bytes(s), step = size_t(kPanel) * kv_bytes(kv);
   int d = 0;
   for (; low < high && d + kBeside<Q> * kPanel <= padded; d += kBeside<Q> * kPanel)
-    weigh<kv, Q, kBeside<Q>>(weights, panels, values + size_t(d) * step, low, high, to + d, padded);
+    weigh<kv, Q, kBeside<Q>>(weights, panels, next, values, size_t(d) * step, low, high, to + d, padded);
   for (; low < high && d < padded; d += kPanel)
-    weigh<kv, Q, 1>(weights, panels, values + size_t(d) * step, low, high, to + d, padded);
+    weigh<kv, Q, 1>(weights, panels, next, values, size_t(d) * step, low, high, to + d, padded);
 }
 
 // Which keys of a block a query sees: [low, high), counted from the block's first position.
@@ -164,8 +167,8 @@ inline Found clear(Found found, int queries, int head_dim) {
 
 // One block for Q queries, packed as [D][Q] -> `found`, which was cleared. Queries that see nothing of it leave it so.
 template <KvType kv, int Q>
-inline void attend_tile(const AttentionShape& s, const Seen* sees, const float* q, const uint8_t* const* panels, float* scores,
-                        Found found) {
+inline void attend_tile(const AttentionShape& s, const Seen* sees, const float* q, const uint8_t* const* panels,
+                        const uint8_t* const* next, float* scores, Found found) {
   Seen any = {kBlock, 0}, all = {0, kBlock};
   for (int i = 0; i < Q; i++) {
     if (sees[i].low < sees[i].high) {
@@ -178,9 +181,8 @@ inline void attend_tile(const AttentionShape& s, const Seen* sees, const float* 
   constexpr int beside = kBeside<Q>;
   const size_t values = key_bytes(s);
   for (; panel + beside <= end; panel += beside)
-    score<kv, Q, beside>(q, panels + panel, {values, panels + (panel + 2 * beside <= end ? panel + beside : panel)}, s.head_dim,
-                         scores + panel * kPanel);
-  for (; panel < end; panel++) score<kv, Q, 1>(q, panels + panel, {values, panels + panel}, s.head_dim, scores + panel * kPanel);
+    score<kv, Q, beside>(q, panels + panel, values, s.head_dim, scores + panel * kPanel);
+  for (; panel < end; panel++) score<kv, Q, 1>(q, panels + panel, values, s.head_dim, scores + panel * kPanel);
   for (int i = 0; i < Q; i++) {
     if (sees[i].low >= sees[i].high) continue;
     float* row = scores + i * kBlock;
@@ -195,12 +197,12 @@ inline void attend_tile(const AttentionShape& s, const Seen* sees, const float* 
   // may be infinite.
   const int padded = round_up(s.head_dim), first = all.low < all.high ? all.low : kBlock;
   for (int i = 0; i < Q; i++)
-    weigh_all<kv, 1>(s, scores + i * kBlock, panels, sees[i].low, sees[i].high < first ? sees[i].high : first,
+    weigh_all<kv, 1>(s, scores + i * kBlock, panels, nullptr, sees[i].low, sees[i].high < first ? sees[i].high : first,
                      found.values + i * padded);
   if (first == kBlock) return;
-  weigh_all<kv, Q>(s, scores, panels, all.low, all.high, found.values);
+  weigh_all<kv, Q>(s, scores, panels, next, all.low, all.high, found.values);
   for (int i = 0; i < Q; i++)
-    weigh_all<kv, 1>(s, scores + i * kBlock, panels, all.high, sees[i].high, found.values + i * padded);
+    weigh_all<kv, 1>(s, scores + i * kBlock, panels, nullptr, all.high, sees[i].high, found.values + i * padded);
 }
 
 }  // namespace

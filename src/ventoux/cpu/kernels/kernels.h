@@ -137,6 +137,7 @@ struct Queries {
   // The head's panels. Positions 16 i .. 16 i + 15 are panel i mod ring_panels of the ring, or from i = chunk_panel on
   // panel i - chunk_panel of the chunk.
   const uint8_t *ring, *chunk;
+  const uint8_t* next_ring;  // the next head's, if there is one: what will be read behind this
   int ring_panels, chunk_panel;
   int block, blocks;  // the first block that one of them sees, and how many there are
 };
