@@ -160,8 +160,9 @@ inline void attend_of(const AttentionShape& s, const Queries& of, int block0, in
   for (int b = block0; b < block1; b++) {
     const uint8_t *panels[kBlock / kPanel], *next[kBlock / kPanel];
     find_panels(s, of, of.ring, of.block + b, panels);
-    const uint8_t* ring = b + 1 < block1 ? of.ring : of.next_ring;
-    if (ring) find_panels(s, of, ring, of.block + (b + 1 < block1 ? b + 1 : 0), next);
+    const bool more = b + 1 < of.blocks;  // of this head, if maybe in another part
+    const uint8_t* ring = more ? of.ring : of.next_ring;
+    if (ring) find_panels(s, of, ring, of.block + (more ? b + 1 : 0), next);
     float* to = whole ? nullptr : found + size_t(b) * found_floats(s, n);
     if constexpr (kSlowHalf && kv == KvType::F16)
       if (n > 2 * kQueries) {

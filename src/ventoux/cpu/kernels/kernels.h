@@ -50,7 +50,7 @@ enum class Rounding : int { None, Int16, Mixed };
 //
 // A group of a token is rounded to 8 bits, or to 16 when its largest activation stands out of the row: such groups make
 // nearly all of the error that 8 bits would (https://arxiv.org/abs/2208.07339 found so too; docs/performance.md has
-// figures). Which of them, the row alone decides. Both parts are multiplied as int8 and added as integers. Weights of 4 bits take 12 bits
+// figures). Which of them, the row alone decides. Both parts are multiplied as int8 and added as integers. Q4_0 and Q4_1 take 12 bits
 // in place of 16 where the machine can (nibbles.h), and formats with super-blocks all activations in 14 (superblock.h).
 constexpr int kSuperBlock = 256, kSuperWords = 132, kSuperStarts = 4;
 struct Form {  // how activations are regrouped for weights of a format

@@ -196,8 +196,8 @@ NB_MODULE(_kernels, m) {
       .def(nb::init<int, const std::string&>(), "threads"_a, "isa"_a)
       .def_prop_ro("threads", &Pool::threads)
       .def("activations", &activations_of, "format"_a,
-           "What `mixed` makes of activations for weights of this format: fp32, bf16, int8 (int16 in groups that stand out), int8 up to\n"
-           "120, or int14 (with one scale for 256 columns).")
+           "What `mixed` makes of activations for weights of this format: fp32, bf16, int8 (int16 in groups that stand out), int12 (int8\n"
+           "in groups that do not), or int14 (with one scale for 256 columns).")
       .def("drop_shared", &Pool::drop_shared, "Give back what kernels share, which is as large as the largest batch was.")
       .def_prop_ro("isa", [](const Pool& p) { return std::string(p.kernels().name); });
 
@@ -248,7 +248,7 @@ NB_MODULE(_kernels, m) {
   m.def("pages", &pages, "bytes"_a, "whole"_a,
         "Zeros, uint8 [bytes], from the system, which has them back with the array's end; in huge pages if all will be written.");
   m.def("linear", &linear_py, "pool"_a, "x"_a, "weights"_a, "outs"_a.noconvert(), "add"_a, "compute"_a,
-        "outs[i] (+)= x . weights[i] for x [T, columns], outs[i] [T, rows].");
+        "outs[i] (+)= x . weights[i] for x [T, columns], outs[i] [T, rows], which lie apart from x.");
   m.def("dequantize", &dequantize_py, "format"_a, "data"_a.noconvert(), "index"_a, "out"_a.noconvert(),
         "out [N, columns] = rows index [N] of data, uint8 [rows, bytes of a row].");
   m.def("rms_norm", &rms_norm_py, "pool"_a, "x"_a, "weight"_a, "eps"_a, "out"_a.noconvert(),

@@ -97,7 +97,7 @@ struct Own {
   uint64_t operation;
   Regrouped activations;
 };
-std::atomic<uint64_t> operations{0};
+std::atomic<uint64_t> operations{uint64_t(1) << 62};  // no number that other bytes, moved as the memory grew, could be taken for
 
 Regrouped regrouped(Pool& pool, const Input& x, Regrouped to, Rounding rounding) {
   to.place_at(pool.shared(to.bytes(x)), x);
@@ -112,7 +112,7 @@ void linear(Pool& pool, const Input& x, const Product* products, int count, bool
   const auto form_of = [&](const Product& p) { return kernels.form(p.weight->format(), rounding); };
   Regrouped wanted;
   for (const Product* p = products; p < products + count; p++) wanted.want(form_of(*p));
-  // Where it would be one thread's work each does it for itself: others would wait for it, and then for its bytes, which come ten times
+  // Where it would be one thread's work each does it for itself: others would wait for it, and then for its bytes, which come several times
   // slower from a core with another L3 than from one's own.
   const bool own = x.tokens <= kWidestTile;
   const size_t normed_bytes = x.weight ? padded(size_t(x.tokens) * size_t(x.columns) * sizeof(float)) : 0;

@@ -25,7 +25,8 @@ struct Input {
   float* normed = nullptr;
 };
 
-// y (+)= x . w for `count` products. `rounding`: of the activations that block formats are multiplied with.
+// y (+)= x . w for `count` products; y lies apart from x, which threads may still read. `rounding`: of the activations that block formats are
+// multiplied with.
 void linear(Pool& pool, const Input& x, const Product* products, int count, bool add, Rounding rounding);
 
 // y = silu(gate . x) * (up . x), [tokens, gate.rows()]; `spare` is of the same size, and may be written to.

@@ -142,7 +142,8 @@ inline QuantizedNibbles quantize_nibbles(const float* x, Row row) {
   to.wide = most > row.ordinary;
   // Of a wide group in sixteenths of a step of q and s.
   const float largest = to.wide ? 16 * kNibbleLimit : kByteLimit;
-  const Floats inverse = splat(most > 1e-30f ? largest / most : 0), y = round(mul(b, inverse));
+  // What is so small counts as 0: products of scales have to stay normal numbers, also of a 256th, or bits would depend on the tile.
+  const Floats inverse = splat(most > 1e-26f ? largest / most : 0), y = round(mul(b, inverse));
   if (!to.wide) {
     const Floats whole = round(mul(a, inverse));
     store_int8(to.words, whole, y);
