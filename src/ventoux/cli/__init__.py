@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
 from ventoux.errors import VentouxError, VentouxWarning
@@ -41,6 +42,9 @@ def main() -> None:
         if debug:
             raise
         print(f"ventoux: error: {' '.join(explained(error).split())}", file=sys.stderr)
+        if isinstance(error, OSError) and sys.stdout:  # what was not written is not tried once more
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
