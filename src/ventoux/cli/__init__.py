@@ -8,7 +8,6 @@ import io
 import os
 import sys
 import warnings
-from contextlib import suppress
 from typing import Any
 
 from ventoux.errors import VentouxError, VentouxWarning
@@ -35,17 +34,24 @@ def main() -> None:
         if packing := sys.modules.get("ventoux.cpu.packing"):  # else nothing was packed
             packing.stop_writing()
         sys.exit(130)
-    except BrokenPipeError:  # `ventoux ... | head`: nobody reads on, and the interpreter must not try once more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `ventoux ... | head`: nobody reads on
+        drop_output()
         sys.exit(1)
     except Exception as error:
         if debug:
             raise
         print(f"ventoux: error: {' '.join(explained(error).split())}", file=sys.stderr)
-        if isinstance(error, OSError) and sys.stdout:  # what was not written is not tried once more
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        try:
+            if sys.stdout:  # else it was closed, which is the error
+                sys.stdout.flush()
+        except OSError:  # a full disk
+            drop_output()
         sys.exit(1)
+
+
+def drop_output() -> None:
+    """What cannot be written the interpreter must not try to write once more, at its end: it would exit with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def settle_streams() -> None:
