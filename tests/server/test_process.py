@@ -128,7 +128,7 @@ def test_it_listens_before_the_model_is_loaded(tiny_folder: Path, tmp_path: Path
 
 
 def test_sigterm_finishes_what_runs_and_refuses_what_is_new(long_folder: Path):
-    streams, tokens = 4, 1000
+    streams, tokens = 4, 2000
     begun = threading.Barrier(streams + 1)
 
     def read(process: Process) -> list[str]:
@@ -138,19 +138,18 @@ def test_sigterm_finishes_what_runs_and_refuses_what_is_new(long_folder: Path):
             begun.wait(PATIENCE)
             return [line for line in [first, *lines] if line]
 
-    with running("-m", long_folder) as process, ThreadPoolExecutor(streams) as pool:
+    with running("-m", long_folder) as process, ThreadPoolExecutor(streams) as pool, process.client() as client:
         process.ready()
         reading = [pool.submit(read, process) for _ in range(streams)]
         begun.wait(PATIENCE)
         process.process.send_signal(signal.SIGTERM)
         process.until(lambda: any(line.startswith("ventoux: ending") for line in process.lines))
-        with process.client() as client:
-            process.until(lambda: client.get("/ready").status_code == 503)
-            assert client.get("/health").json() == {"status": "draining"}
-            refused = client.post(TEXT, json={"prompt": "a"})
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
-            assert refused.headers["retry-after"]
-        assert not any(each.done() for each in reading), "the streams ended before the refusal; give them more tokens"
+        process.until(lambda: client.get("/ready").status_code == 503)
+        assert client.get("/health").json() == {"status": "draining"}
+        refused = client.post(TEXT, json={"prompt": "a"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert refused.headers["retry-after"]
+        assert not all(each.done() for each in reading), "the streams ended before the refusal; give them more tokens"
         answers = [each.result() for each in reading]
         assert process.wait() == 0
     for lines in answers:
