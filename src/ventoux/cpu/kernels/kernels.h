@@ -35,8 +35,7 @@ enum class Rounding : int { None, Int16, Mixed };
 //              wide   [tile][group]: bit t for token t of the tile, whose high part is not 0; all bits where many would be set
 //   bf16:      low    [tile][column / 2][token of the tile], two bf16 in an int32: of columns 0 and 1, 2 and 3, ...
 //   in pairs:  low    [tile][group][column / 2][token of the tile], two int16 in an int32: of columns 0 and 2, 1 and 3, ...
-//              scale  [tile][group][token of the tile]: an activation is int16 * scale
-//              no group has a high part; weights have neither a minimum nor an offset
+//              scale, sum, start  as above: an activation is int16 * scale, and no group has a high part
 //   nibbles:   low    [tile][group][8][token of the tile], four int8 in an int32: nibbles.h says which
 //              more   [tile][group][4][token of the tile]: what goes to both nibbles
 //              scale, sum, start  as above; `start` always, of many tokens with the activations' part that crossed.h needs

@@ -19,6 +19,7 @@ constexpr size_t kLotBytes = 4 << 20;       // of tokens that stay in L3, for th
 struct Scratch {
   union {
     Strip strip;
+    SuperStrip super;
     alignas(64) float columns[kStripColumns * kPanel];
   };
   alignas(64) float partial[kPanelBlock][kTokenBlock * kPanel];
@@ -37,6 +38,18 @@ inline void quantized_strip(const Matrix& w, const Activations& x, int panel, in
   for_each_tile<kQuantizedTile>(token0, token1, [&](int t, auto size) {
     constexpr int MT = decltype(size)::value;
     quantized_tile<f, MT>(strip, x, size_t(t) * groups + size_t(g0) * MT, n, partial + (t - token0) * kPanel, g0 == 0);
+  });
+}
+
+// Super-block b of one panel, for the same tokens.
+template <Format f>
+inline void superblock_strip(const Matrix& w, const Activations& x, int panel, int b, int token0, int token1, SuperStrip& strip,
+                             float* partial) {
+  const size_t blocks = size_t(w.columns / kSuperBlock);
+  unpack_superblock<f>(w.data + size_t(panel) * w.panel_bytes + size_t(b) * layout(f).block_bytes(), kAhead, strip);
+  for_each_tile<kQuantizedTile>(token0, token1, [&](int t, auto size) {
+    constexpr int MT = decltype(size)::value;
+    superblock_lines<f, MT>(strip, x, size_t(t) * blocks + size_t(b) * MT, partial + (t - token0) * kPanel, b == 0);
   });
 }
 
@@ -108,11 +121,17 @@ template <Format f>
 inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, int token0, int token1,
                      Scratch& scratch) {
   constexpr Layout l = layout(f);
-  const int width = x.form.group ? kGroups<f> * l.group : kStripColumns;
+  const int width = x.form.superblocks() ? kSuperBlock : x.form.group ? kGroups<f> * l.group : kStripColumns;
   for (int c0 = 0; c0 < w.columns; c0 += width) {
     const int n = c0 + width < w.columns ? width : w.columns - c0;
     for (int p = panel0; p < panel1; p++) {
       float* partial = scratch.partial[p - panel0];
+      if constexpr (has_superblocks<f> && !can_cross<f>) {
+        if (x.form.superblocks()) {
+          superblock_strip<f>(w, x, p, c0 / kSuperBlock, token0, token1, scratch.super, partial);
+          continue;
+        }
+      }
       if constexpr (l.bits > 0) {
         if (x.form.group) {
           quantized_strip<f>(w, x, p, c0 / l.group, n / l.group, token0, token1, scratch.strip, partial);
@@ -128,7 +147,7 @@ inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_t
 // Whether so many tokens are multiplied with panels as they lie.
 template <Format f>
 inline bool from_panels(Form form, int tokens) {
-  if constexpr (layout(f).bits > 0) return form.group && tokens <= kFromPanels;
+  if constexpr (layout(f).bits > 0) return form.group && tokens <= (form.superblocks() ? kSuperblocksFromPanels : kFromPanels);
   else return f == Format::BF16 && kHasBf16 && form.pairs;
 }
 

@@ -136,8 +136,7 @@ inline void quantized_tile(const Strip& w, const Activations& x, size_t at, int 
       Sums<n> sums = low_of_group<f, MT, n>(lines_of<f>(w, g), x, at, t);
       if constexpr (!pairs)
         if (x.wide[at]) sums.add_256_of(high.sums, high.place[g] + t);
-      sums.template add_to<f>(total + t * kPanel, first, load(w.scale + g * kPanel), kMin<f> ? load(w.min + g * kPanel) : splat(0),
-                              x.scale + at + t, x.sum + at + t);
+      sums.template add_to<f>(total + t * kPanel, first, w.scale + g * kPanel, w.min + g * kPanel, x.scale + at + t, x.sum + at + t);
     }
 }
 

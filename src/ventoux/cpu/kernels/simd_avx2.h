@@ -14,8 +14,8 @@ constexpr const char* kName = "avx2";
 constexpr int kTile = 4;          // tokens at once: their 2 x 4 sums, the weights and a broadcast fit 16 registers
 constexpr int kQuantizedTile = 4;  // quantized tokens
 constexpr int kAtOnce = 4;  // of them, whose integer sums fit the registers: two each
-constexpr int kScattered = 2;       // high parts are multiplied one by one where at most one token in so many has one
-constexpr int kFromPanels = 1;  // tokens of a batch that are multiplied with panels as they lie
+constexpr int kScattered = 2;  // no token has high parts (in_pairs)
+constexpr int kFromPanels = 4, kSuperblocksFromPanels = 2;  // tokens of a batch that are multiplied with panels as they lie
 constexpr int kQueries = 6;        // attention's queries at once: 2 x 6 sums, keys and a broadcast fit 16 registers
 constexpr int kSums = 4;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = false;
@@ -23,19 +23,19 @@ constexpr bool multiplies_bf16() { return false; }
 constexpr bool kHasBf16 = false;
 template <Format f>
 struct Bf16;  // of simd_avx512.h alone
-constexpr bool kHasCrossed = false, kHasNibbles = false;
+constexpr bool kHasCrossed = false, kHasNibbles = false, kHasSuperblocks = true;
 constexpr bool adds_beside() { return false; }
 template <Format f>
 struct Crossed;  // of simd_avx512.h alone
 template <Format f>
 struct Nibbles;  // of simd_avx512.h alone
-template <Format f>
-struct Shorts;  // of simd_avx512.h alone
 constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
-// Bits of weights that are multiplied with 16 bits of an activation at once: for vpmaddubsw signed bytes would need their
-// signs moved to the activations, and widening for each product, which takes as long.
-constexpr bool in_pairs(int bits) { return bits == 8; }
-constexpr bool straight(int bits) { return bits == 8; }  // added in 32 bits: Straight, the others go through Dot
+// All activations have 16 bits, multiplied two columns at once (vpmaddwd): 8 bits are twice as fast (vpmaddubsw), but half or more of a
+// trained model's groups stand out and need 16, which are two products then, and lists of them.
+constexpr bool in_pairs(int) { return true; }
+constexpr bool straight(int) { return true; }
+template <int kBits>
+struct Dot;  // of simd_portable.h alone
 
 struct Floats {
   __m256 a, b;
@@ -162,42 +162,50 @@ inline Ints add_shifted(Ints x, Ints y) {
   return {_mm256_add_epi32(x.a, _mm256_slli_epi32(y.a, bits)), _mm256_add_epi32(x.b, _mm256_slli_epi32(y.b, bits))};
 }
 
-// Signed bytes as 16 bits, and their products with int16 activations, two columns of 16 rows at once.
+// Weights as 16 bits, and their products with int16 activations, two columns of 16 rows at once.
 template <int kBits>
 struct Straight {
-  static_assert(in_pairs(kBits));
-  // Of four columns 0 and 2, and 1 and 3.
+  // Of four columns 0 and 2, and 1 and 3. Only 8 bits are signed.
   static Bytes even(Bytes x) {
-    return {_mm256_srai_epi16(_mm256_slli_epi16(x.a, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(x.b, 8), 8)};
+    if (kBits == 8) return {_mm256_srai_epi16(_mm256_slli_epi16(x.a, 8), 8), _mm256_srai_epi16(_mm256_slli_epi16(x.b, 8), 8)};
+    return {_mm256_and_si256(x.a, _mm256_set1_epi16(255)), _mm256_and_si256(x.b, _mm256_set1_epi16(255))};
   }
-  static Bytes odd(Bytes x) { return {_mm256_srai_epi16(x.a, 8), _mm256_srai_epi16(x.b, 8)}; }
+  static Bytes odd(Bytes x) {
+    if (kBits == 8) return {_mm256_srai_epi16(x.a, 8), _mm256_srai_epi16(x.b, 8)};
+    return {_mm256_srli_epi16(x.a, 8), _mm256_srli_epi16(x.b, 8)};
+  }
+  // One of the four nibbles of each 16 bits, from bit `first` on.
+  static Bytes nibbles(Bytes x, int first) {
+    const Bytes down{_mm256_srli_epi16(x.a, first), _mm256_srli_epi16(x.b, first)};
+    if (first == 12) return down;
+    return {_mm256_and_si256(down.a, _mm256_set1_epi16(15)), _mm256_and_si256(down.b, _mm256_set1_epi16(15))};
+  }
   static Ints add(Ints sum, Bytes w, int32_t pair) {
     const __m256i x = _mm256_set1_epi32(pair);
     return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(w.a, x)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(w.b, x))};
   }
 };
 
-// Sums of products of weights (kBits wide: unsigned, but signed when 8) and int8 activations, 16 rows at once. Products of
-// neighbours are added in 16 bits; 2 * 127 * (2^kBits - 1) fits there kFits times, and is widened then.
-template <int kBits>
-struct Dot {
-  static constexpr int kFits = kBits == 8 ? 1 : 1 << (7 - kBits);
-  __m256i a, b;
+template <Format f>
+struct Shorts {
+  // Bytes 0 and 2, or 1 and 3, of each four.
+  static Bytes even(Bytes x) { return {_mm256_and_si256(x.a, _mm256_set1_epi16(255)), _mm256_and_si256(x.b, _mm256_set1_epi16(255))}; }
+  static Bytes odd(Bytes x) { return {_mm256_srli_epi16(x.a, 8), _mm256_srli_epi16(x.b, 8)}; }
+  static Bytes splat(int16_t x) { return {_mm256_set1_epi16(x), _mm256_set1_epi16(x)}; }
+  static Bytes add(Bytes x, Bytes y) { return {_mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b)}; }
+  static Bytes mul(Bytes x, Bytes y) { return {_mm256_mullo_epi16(x.a, y.a), _mm256_mullo_epi16(x.b, y.b)}; }
+  static Ints mul(Ints x, Ints y) { return {_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)}; }
+  static Ints load_u8(const uint8_t* p) {
+    return {_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)), _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))};
+  }
+  static Ints load_i8(const uint8_t* p) {
+    return {_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)), _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)))};
+  }
+  static Bytes both(Ints x, Ints y) { return {both(x.a, y.a), both(x.b, y.b)}; }
 
-  static Dot zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-  static __m256i product(__m256i w, __m256i x) {
-    if (kBits == 8) return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-    return _mm256_maddubs_epi16(w, x);
-  }
-  void add(Bytes w, int32_t quad) {
-    const __m256i x = _mm256_set1_epi32(quad);
-    a = _mm256_add_epi16(a, product(w.a, x));
-    b = _mm256_add_epi16(b, product(w.b, x));
-  }
-  Ints add_to(Ints sum) const {
-    const __m256i ones = _mm256_set1_epi16(1);
-    return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(a, ones)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(b, ones))};
-  }
+ private:
+  // The lower halves of both in one.
+  static __m256i both(__m256i x, __m256i y) { return _mm256_blend_epi16(x, _mm256_slli_epi32(y, 16), 0xaa); }
 };
 
 }  // namespace

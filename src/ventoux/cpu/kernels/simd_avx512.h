@@ -19,7 +19,7 @@ constexpr int kTile = 12;           // tokens at once: 12 sums, the weights and 
 constexpr int kQuantizedTile = 12;  // quantized tokens: 12 integer sums
 constexpr int kAtOnce = 12;
 constexpr int kScattered = 4;       // high parts are multiplied one by one where at most one token in so many has one
-constexpr int kFromPanels = 1 << 30;  // tokens of a batch that are multiplied with panels as they lie
+constexpr int kFromPanels = 1 << 30, kSuperblocksFromPanels = kFromPanels;  // tokens of a batch that are multiplied with panels as they lie
 constexpr int kQueries = 12;        // attention's queries at once
 constexpr int kSums = 8;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = false;
@@ -147,7 +147,7 @@ inline bool adds_beside() {
   return __builtin_cpu_is("amd");
 #endif
 }
-constexpr bool kHasCrossed = true, kHasNibbles = true;
+constexpr bool kHasCrossed = true, kHasNibbles = true, kHasSuperblocks = true;
 struct Words {
   static Bytes splat_word(int32_t x) { return {_mm512_set1_epi32(x)}; }
   static Ints minus(Ints x) { return {_mm512_sub_epi32(_mm512_setzero_si512(), x.v)}; }

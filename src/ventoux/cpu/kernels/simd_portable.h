@@ -16,7 +16,7 @@ constexpr int kTile = 4;
 constexpr int kQuantizedTile = 2;
 constexpr int kAtOnce = 1;  // one token's sums in 16 bits fill half of SSE2's 16 registers
 constexpr int kScattered = 2;       // high parts are multiplied one by one where at most one token in so many has one
-constexpr int kFromPanels = 1;
+constexpr int kFromPanels = 1, kSuperblocksFromPanels = 1;
 constexpr int kQueries = 2;        // attention's queries at once
 constexpr int kSums = 1;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = true;  // widening fp16 takes many instructions
@@ -24,7 +24,7 @@ constexpr bool multiplies_bf16() { return false; }
 constexpr bool kHasBf16 = false;
 template <Format f>
 struct Bf16;  // of simd_avx512.h alone
-constexpr bool kHasCrossed = false, kHasNibbles = false;
+constexpr bool kHasCrossed = false, kHasNibbles = false, kHasSuperblocks = false;
 constexpr bool adds_beside() { return false; }
 template <Format f>
 struct Crossed;  // of simd_avx512.h alone

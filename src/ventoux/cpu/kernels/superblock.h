@@ -17,7 +17,7 @@ namespace ventoux {
 namespace {
 
 template <Format f>
-constexpr bool has_superblocks = kHasCrossed && layout(f).per_block > 1;
+constexpr bool has_superblocks = kHasSuperblocks && layout(f).per_block > 1;
 
 // A token's words of a super-block, two int16 each: of columns 0 and 2, 1 and 3 of each four, then the sums of groups of 32
 // columns, 0 and 1, 2 and 3, ..., in their unit.
@@ -46,9 +46,9 @@ struct SuperBlock {
   Bytes scales(int g) const { return Shorts<f>::both(scale(g), scale(g)); }
   // Of groups 2i and 2i + 1.
   Bytes mins(int i) const { return Shorts<f>::both(Shorts<f>::load_u8(group(2 * i) + 16), Shorts<f>::load_u8(group(2 * i + 1) + 16)); }
-  // Of line j of a group the quants of columns 0 and 2, or 1 and 3, less their offset.
-  static Bytes quants(Bytes line, bool odd) {
-    const Bytes both = odd ? Shorts<f>::odd(line) : Shorts<f>::even(line);
+  // Of line j of group g the quants of columns 0 and 2, or 1 and 3, less their offset.
+  Bytes quants(int g, int j, bool odd) const {
+    const Bytes line = line_at<f>(group(g) + l.group_header, j), both = odd ? Shorts<f>::odd(line) : Shorts<f>::even(line);
     return offset(f) ? Shorts<f>::add(both, Shorts<f>::splat(-offset(f))) : both;
   }
   Floats d() const { return load_half((const uint16_t*)bytes); }
@@ -56,10 +56,16 @@ struct SuperBlock {
 };
 
 // A part's sum in floats, and that of the minima: every kernel adds them so.
+inline Floats add_scaled(Floats total, Ints sum, Floats d, const float* x_scale) {
+  return fma(mul(to_floats(sum), d), splat(*x_scale), total);
+}
+inline Floats subtract_scaled(Floats total, Ints min_sum, Floats dmin, const float* x_unit) {
+  return fnma(mul(to_floats(min_sum), dmin), splat(*x_unit), total);
+}
 template <Format f>
 inline Floats add_part(Floats total, Ints sum, Ints min_sum, Floats d, Floats dmin, const float* x_scale, const float* x_unit) {
-  total = fma(mul(to_floats(sum), d), splat(*x_scale), total);
-  return kMin<f> ? fnma(mul(to_floats(min_sum), dmin), splat(*x_unit), total) : total;
+  total = add_scaled(total, sum, d, x_scale);
+  return kMin<f> ? subtract_scaled(total, min_sum, dmin, x_unit) : total;
 }
 
 // --- few tokens, a panel as it lies ---
@@ -73,13 +79,13 @@ inline Totals<n> add_parts(Totals<n> totals, const Sums<n>& sums, const Sums<n>&
   return totals;
 }
 
-// Lines j .. j + 3 of a group, scaled, . n tokens' words, added to their sums. (GCC does not unroll a loop over eight for all n.)
+// Lines j .. j + 3 of group g, scaled, . n tokens' words, added to their sums. (GCC does not unroll a loop over eight for all n.)
 template <Format f, int n, int j>
-inline Sums<n> add_scaled(Sums<n> sums, Packed<f> lines, Bytes scales, const int32_t* words) {
+inline Sums<n> add_four(Sums<n> sums, SuperBlock<f> block, int g, Bytes scales, const int32_t* words) {
 #pragma GCC unroll 4
   for (int i = j; i < j + 4; i++) {
-    sums.template add_line<16>(Shorts<f>::mul(SuperBlock<f>::quants(lines(i), false), scales), words + 2 * i * n);
-    sums.template add_line<16>(Shorts<f>::mul(SuperBlock<f>::quants(lines(i), true), scales), words + (2 * i + 1) * n);
+    sums.template add_line<16>(Shorts<f>::mul(block.quants(g, i, false), scales), words + 2 * i * n);
+    sums.template add_line<16>(Shorts<f>::mul(block.quants(g, i, true), scales), words + (2 * i + 1) * n);
   }
   return sums;
 }
@@ -88,18 +94,17 @@ inline Sums<n> add_scaled(Sums<n> sums, Packed<f> lines, Bytes scales, const int
 template <Format f, int n>
 inline Sums<n> add_group_of(Sums<n> sums, SuperBlock<f> block, int g, const int32_t* words) {
   constexpr Layout l = layout(f);
-  const Packed<f> lines{block.group(g) + l.group_header};
   if constexpr (n > kFewSums) {
     const Bytes scales = block.scales(g);
-    sums = add_scaled<f, n, 0>(sums, lines, scales, words);
-    if constexpr (l.lines() == 8) sums = add_scaled<f, n, 4>(sums, lines, scales, words);
+    sums = add_four<f, n, 0>(sums, block, g, scales, words);
+    if constexpr (l.lines() == 8) sums = add_four<f, n, 4>(sums, block, g, scales, words);
     return sums;
   }
   Sums<n> even, odd;
 #pragma GCC unroll 8
   for (int j = 0; j < l.lines(); j++) {
-    even.template add_line<16>(block.quants(lines(j), false), words + 2 * j * n);
-    odd.template add_line<16>(block.quants(lines(j), true), words + (2 * j + 1) * n);
+    even.template add_line<16>(block.quants(g, j, false), words + 2 * j * n);
+    odd.template add_line<16>(block.quants(g, j, true), words + (2 * j + 1) * n);
   }
   even.add(odd);
   sums.template add_times<f>(even, block.scale(g));
@@ -132,7 +137,7 @@ inline void superblock_tile(const uint8_t* panel, const Activations& x, int t, f
   totals.store_to(to);
 }
 
-// --- many tokens, two panels ---
+// --- many tokens ---
 
 // A panel's super-block: lines of columns 0 and 2, 1 and 3 of each four, scaled; the weights' part of each part's sum; minima.
 struct SuperStrip {
@@ -155,22 +160,63 @@ inline void unpack_superblock(const uint8_t* bytes, ptrdiff_t next, SuperStrip& 
     Ints sum = zero_ints();
     for (int i = 0; i < kPart<f> / l.group; i++) {
       const int g = part * kPart<f> / l.group + i;
-      const Packed<f> lines{block.group(g) + l.group_header};
       const Bytes scales = block.scales(g);
       fetch_ahead<f>(block.group(g), next);
 #pragma GCC unroll 8
       for (int j = 0; j < l.lines(); j++, out += 128) {
-        const Bytes even = S::mul(block.quants(lines(j), false), scales), odd = S::mul(block.quants(lines(j), true), scales);
+        const Bytes even = S::mul(block.quants(g, j, false), scales), odd = S::mul(block.quants(g, j, true), scales);
         store_bytes(out, even);
         store_bytes(out + 64, odd);
-        sum = S::add_products(sum, even, odd);
+        if constexpr (kHasCrossed) sum = S::add_products(sum, even, odd);
       }
     }
-    store_ints(to.start + part * kPanel, S::minus(sum));
+    if constexpr (kHasCrossed) store_ints(to.start + part * kPanel, S::minus(sum));
   }
   if constexpr (kMin<f>)
     for (int i = 0; i < kMinWords; i++) store_bytes(to.mins + i * 64, block.mins(i));
 }
+
+// --- many tokens, one panel ---
+
+// Words [first, last) of a strip . those of a tile of tokens.
+template <int MT>
+inline Sums<MT> sums_of(const SuperStrip& w, const int32_t* words, int first, int last) {
+  Sums<MT> sums;
+#pragma GCC unroll 4
+  for (int j = first; j < last; j++) sums.template add_line<16>(load_bytes(w.bytes + j * 64), words + j * MT);
+  return sums;
+}
+template <int MT>
+inline Sums<MT> min_sums_of(const SuperStrip& w, const int32_t* words, int first, int last) {
+  Sums<MT> sums;
+  for (int i = first; i < last; i++) sums.template add_line<16>(load_bytes(w.mins + i * 64), words + (kColumnWords + i) * MT);
+  return sums;
+}
+template <int n>
+inline void add_sums_to(float* to, bool none, const Sums<n>& sums, const float* d, const float* x_scale) {
+  store(to, add_scaled(none ? splat(0) : load(to), sums.sum, load(d), x_scale));
+  if constexpr (n > 1) add_sums_to<n - 1>(to + kPanel, none, sums.rest, d, x_scale + 1);
+}
+template <int n>
+inline void subtract_from(float* to, const Sums<n>& mins, const float* dmin, const float* x_unit) {
+  store(to, subtract_scaled(load(to), mins.sum, load(dmin), x_unit));
+  if constexpr (n > 1) subtract_from<n - 1>(to + kPanel, mins.rest, dmin, x_unit + 1);
+}
+
+// A super-block . a tile of tokens, whose place in the activations is `at`, added to their totals. (Products and minima one after the
+// other: for the sums of both there are too few registers.)
+template <Format f, int MT>
+inline void superblock_lines(const SuperStrip& w, const Activations& x, size_t at, float* to, bool none) {
+  constexpr int parts = kSuperBlock / kPart<f>, width = kPart<f> / 2, min_width = kMinWords / parts;
+  const int32_t* words = x.low + at * kSuperWords;
+  for (int part = 0; part < parts; part++, none = false) {
+    add_sums_to<MT>(to, none, sums_of<MT>(w, words, part * width, part * width + width), w.d, x.scale + at);
+    if constexpr (kMin<f>)
+      subtract_from<MT>(to, min_sums_of<MT>(w, words, part * min_width, part * min_width + min_width), w.dmin, x.sum + at);
+  }
+}
+
+// --- many tokens, two panels ---
 
 // A part's sums in two panels, scaled, added to totals in memory; with it words min0 .. min1 of the activations' sums, each for n of
 // a tile of MT tokens.

@@ -10,7 +10,7 @@ namespace ventoux {
 namespace {
 
 template <Format f>
-constexpr bool can_cross = crosses_bytes<f> || has_superblocks<f>;
+constexpr bool can_cross = crosses_bytes<f> || (kHasCrossed && has_superblocks<f>);
 
 // Which of the two ways.
 template <Format f, bool superblocks = has_superblocks<f>>
