@@ -34,8 +34,10 @@ enum class Rounding : int { None, Int16, Mixed };
 //                     -offset * (sum of the group's integers), so that it ends as that of the quants without the offset
 //              wide   [tile][group]: bit t for token t of the tile, whose high part is not 0; all bits where many would be set
 //   bf16:      low    [tile][column / 2][token of the tile], two bf16 in an int32: of columns 0 and 1, 2 and 3, ...
-//   in pairs:  low    [tile][group][column / 2][token of the tile], two int16 in an int32: of columns 0 and 2, 1 and 3, ...
-//              scale, sum, start  as above: an activation is int16 * scale, and no group has a high part
+//   in pairs:  low    [tile][group][column / 2][token of the tile], two int16 in an int32: of columns 0 and 2, 1 and 3, ...; of groups that
+//                     are not wide the first half of these alone, as in `quantized`
+//              scale, sum, start  as above: an activation is int16 * scale, or int8 * scale
+//              wide   [tile][group]: whether the tile's tokens are in 16 bits there, or all in 8
 //   nibbles:   low    [tile][group][8][token of the tile], four int8 in an int32: nibbles.h says which
 //              more   [tile][group][4][token of the tile]: what goes to both nibbles
 //              scale, sum, start  as above; `start` always, of many tokens with the activations' part that crossed.h needs
@@ -59,9 +61,11 @@ struct Form {  // how activations are regrouped for weights of a format
                  // have 0, as their weights are multiplied without their offset
   bool crossed;  // many tokens are multiplied as crossed.h says
   bool nibbles;  // as nibbles.h says
+  bool all_wide = false;  // all groups have 16 bits
   bool superblocks() const { return group == kSuperBlock; }
   bool operator==(const Form& other) const {
-    return group == other.group && pairs == other.pairs && offset == other.offset && crossed == other.crossed && nibbles == other.nibbles;
+    return group == other.group && pairs == other.pairs && offset == other.offset && crossed == other.crossed && nibbles == other.nibbles &&
+           all_wide == other.all_wide;
   }
 };
 struct Activations {
@@ -146,7 +150,7 @@ struct Kernels {
   // How activations are regrouped for weights of this format.
   Form (*form)(Format, Rounding);
   // Regroups tokens [first, last) of x into `to`; `first` is a multiple of the widest tile.
-  void (*regroup)(const float* x, const Activations& to, Rounding rounding, int first, int last);
+  void (*regroup)(const float* x, const Activations& to, int first, int last);
   // y[:, 16 * panel ...] (+)= x . w for panels [panel0, panel1); y has w.rows columns. `scratch`: kScratchBytes.
   void (*linear)(const Matrix& w, const Activations& x, float* y, bool add, int panel0, int panel1, uint8_t* scratch);
   // y[:, 16 * panel ...] = silu(gate . x) * (up . x), of two matrices of one format and shape, for so many tokens as `gates` says yes to.

@@ -34,7 +34,7 @@ inline void quantized_strip(const Matrix& w, const Activations& x, int panel, in
                             float* partial) {
   constexpr Layout l = layout(f);
   const size_t groups = size_t(w.columns / l.group);
-  unpack_bytes<f>(w.data + size_t(panel) * w.panel_bytes, g0, n, strip);
+  unpack_strip<f>(w.data + size_t(panel) * w.panel_bytes, x, g0, n, token0, token1, strip);
   for_each_tile<kQuantizedTile>(token0, token1, [&](int t, auto size) {
     constexpr int MT = decltype(size)::value;
     quantized_tile<f, MT>(strip, x, size_t(t) * groups + size_t(g0) * MT, n, partial + (t - token0) * kPanel, g0 == 0);

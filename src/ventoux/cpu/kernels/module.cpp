@@ -29,7 +29,7 @@ KvType kv_type_of(const std::string& name) {
 const char* activations_of(const Pool& pool, const std::string& format) {
   const Form form = pool.kernels().form(format_of(format), Rounding::Mixed);
   if (form.group == 0) return form.pairs ? "bf16" : "fp32";
-  return form.superblocks() ? "int14" : form.pairs ? "int16" : form.nibbles ? "int12" : "int8";
+  return form.superblocks() ? "int14" : form.pairs && form.all_wide ? "int16" : form.nibbles ? "int12" : "int8";
 }
 
 void make_weight(Weight* at, Pool& pool, const std::string& format, int columns, Rows data, std::optional<Ints> order) {

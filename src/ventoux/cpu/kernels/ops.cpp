@@ -33,7 +33,7 @@ Sizes sizes_of(int tokens, int columns, Form form) {
   const size_t groups = n / size_t(form.group);
   if (form.superblocks()) return {0, groups * kSuperWords * 4, 0, groups * 4, groups * 4, groups * kSuperStarts * 4, 0};
   const size_t sum = form.offset ? 0 : groups * 4, start = form.offset || form.nibbles ? groups * 4 : 0;
-  if (form.pairs) return {0, 2 * n, 0, groups * 4, sum, start, 0};
+  if (form.pairs) return {0, 2 * n, 0, groups * 4, sum, start, groups * 2};
   return {0, n, form.nibbles ? n / 2 : n, groups * 4, sum, start, groups * 2};
 }
 
@@ -83,12 +83,12 @@ struct Regrouped {
     for (int i = 0; i < forms; i++) of[i] = place(x.tokens, x.columns, of[i].form, memory);
   }
   // Of rows [first, last), normed into `normed` if there are weights: it and what follows find them in L1 or L2.
-  void make(const Kernels& kernels, const Input& x, float* normed, Rounding rounding, int first, int last) const {
+  void make(const Kernels& kernels, const Input& x, float* normed, int first, int last) const {
     for (int row = first; x.weight && row < last; row++) {
       const size_t at = size_t(row) * size_t(x.columns);
       kernels.rms_norm(x.x + at, x.weight, x.eps, x.columns, normed + at);
     }
-    for (int i = 0; i < forms; i++) kernels.regroup(x.weight ? normed : x.x, of[i], rounding, first, last);
+    for (int i = 0; i < forms; i++) kernels.regroup(x.weight ? normed : x.x, of[i], first, last);
   }
 };
 
@@ -99,9 +99,9 @@ struct Own {
 };
 std::atomic<uint64_t> operations{uint64_t(1) << 62};  // no number that other bytes, moved as the memory grew, could be taken for
 
-Regrouped regrouped(Pool& pool, const Input& x, Regrouped to, Rounding rounding) {
+Regrouped regrouped(Pool& pool, const Input& x, Regrouped to) {
   to.place_at(pool.shared(to.bytes(x)), x);
-  run_parts(pool, x.tokens, kWidestTile, [&](int first, int last, int) { to.make(pool.kernels(), x, x.normed, rounding, first, last); });
+  run_parts(pool, x.tokens, kWidestTile, [&](int first, int last, int) { to.make(pool.kernels(), x, x.normed, first, last); });
   return to;
 }
 
@@ -118,7 +118,7 @@ void linear(Pool& pool, const Input& x, const Product* products, int count, bool
   const size_t normed_bytes = x.weight ? padded(size_t(x.tokens) * size_t(x.columns) * sizeof(float)) : 0;
   const size_t own_bytes = own ? padded(sizeof(Own)) + normed_bytes + wanted.bytes(x) : 0;
   for (int i = 0; i < pool.threads(); i++) pool.scratch(i, kScratchBytes), pool.regrouped(i, own_bytes);
-  if (!own) wanted = regrouped(pool, x, wanted, rounding);
+  if (!own) wanted = regrouped(pool, x, wanted);
   const uint64_t operation = ++operations;
   const auto activations = [&](int thread) -> const Regrouped& {
     if (!own) return wanted;
@@ -128,7 +128,7 @@ void linear(Pool& pool, const Input& x, const Product* products, int count, bool
     memory += padded(sizeof(Own));
     mine.activations = wanted;
     mine.activations.place_at(memory + normed_bytes, x);
-    mine.activations.make(kernels, x, thread == 0 ? x.normed : (float*)memory, rounding, 0, x.tokens);
+    mine.activations.make(kernels, x, thread == 0 ? x.normed : (float*)memory, 0, x.tokens);
     mine.operation = operation;
     return mine.activations;
   };
@@ -160,7 +160,7 @@ void gated(Pool& pool, const Input& x, const Weight& gate, const Weight& up, flo
   }
   Regrouped wanted;
   wanted.want(form);
-  const Activations a = *regrouped(pool, x, wanted, rounding).of;
+  const Activations a = *regrouped(pool, x, wanted).of;
   for (int i = 0; i < pool.threads(); i++) pool.scratch(i, kScratchBytes);
   run_parts(pool, gate.matrix().panels, 1, [&](int first, int last, int thread) {
     kernels.gated(gate.matrix(), up.matrix(), a, y, first, last, pool.scratch(thread, kScratchBytes));

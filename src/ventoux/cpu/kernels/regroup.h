@@ -17,13 +17,11 @@ inline uint16_t wide_tokens(const bool* wide) {
 }
 
 // A token's words of a group, next to those of the tile's others.
-template <int MT, int group>
-inline void place_parts(const Quantized<group>& from, int32_t* low, int32_t* high) {
-  int32_t quads[group / 4];
-  __builtin_memcpy(quads, from.low, sizeof quads);
-  for (int j = 0; j < group / 4; j++) low[j * MT] = quads[j];
-  __builtin_memcpy(quads, from.high, sizeof quads);
-  for (int j = 0; j < group / 4; j++) high[j * MT] = quads[j];
+template <int MT, int columns>
+inline void place_bytes(const int8_t (&from)[columns], int32_t* to) {
+  int32_t quads[columns / 4];
+  __builtin_memcpy(quads, from, sizeof quads);
+  for (int j = 0; j < columns / 4; j++) to[j * MT] = quads[j];
 }
 template <int MT, int group>
 inline void place_pairs(const Quantized<group>& from, int32_t* pairs) {
@@ -34,26 +32,34 @@ inline void place_pairs(const Quantized<group>& from, int32_t* pairs) {
   }
 }
 
+// In pairs all of a tile have 16 bits where one of them needs them: the others' integers stay what they are.
 template <int MT, int group>
-inline void regroup_quantized(const float* x, const Activations& to, Rounding rounding, int token) {
+inline void regroup_quantized(const float* x, const Activations& to, int token) {
   constexpr int words = group / 4;
   const size_t columns = size_t(to.columns), groups = columns / group;
-  const float ordinary = to.form.pairs || rounding == Rounding::Int16 ? kAllAreWide : kOrdinary;
   Row rows[MT];
-  for (int t = 0; t < MT; t++) rows[t] = row_of(x + (token + t) * columns, columns, ordinary);
+  for (int t = 0; t < MT; t++) rows[t] = row_of(x + (token + t) * columns, columns, to.form.all_wide ? kAllAreWide : kOrdinary);
   for (size_t g = 0; g < groups; g++) {
     const size_t at = token * groups + g * MT;
-    bool wide[MT];
+    Quantized<group> made[MT];
+    bool wide[MT], any = to.form.all_wide;
     for (int t = 0; t < MT; t++) {
-      const Quantized<group> made = quantize_group<group>(x + (token + t) * columns + g * group, rows[t]);
-      to.scale[at + t] = made.scale;
-      if (to.start) to.start[at + t] = -to.form.offset * int(reduce_add(made.sum));
-      if (to.sum) to.sum[at + t] = made.scale * reduce_add(made.sum);
-      wide[t] = made.wide;
-      if (to.form.pairs) place_pairs<MT>(made, to.low + 2 * at * words + t);
-      else place_parts<MT>(made, to.low + at * words + t, to.more + at * words + t);
+      made[t] = quantize_group<group>(x + (token + t) * columns + g * group, rows[t]);
+      to.scale[at + t] = made[t].scale;
+      if (to.start) to.start[at + t] = -to.form.offset * int(reduce_add(made[t].sum));
+      if (to.sum) to.sum[at + t] = made[t].scale * reduce_add(made[t].sum);
+      any |= wide[t] = made[t].wide;
     }
-    if (!to.form.pairs) to.wide[at] = wide_tokens<MT>(wide);
+    for (int t = 0; t < MT; t++) {
+      int32_t* low = to.low + at * words * (to.form.pairs ? 2 : 1) + t;
+      if (to.form.pairs && any) {
+        place_pairs<MT>(made[t], low);
+      } else {
+        place_bytes<MT>(made[t].low, low);
+        if (!to.form.pairs) place_bytes<MT>(made[t].high, to.more + at * words + t);
+      }
+    }
+    to.wide[at] = to.form.pairs ? any : wide_tokens<MT>(wide);
   }
 }
 
@@ -155,7 +161,7 @@ inline void regroup_bf16(const float* x, const Activations& to, int token) {
   }
 }
 
-inline void regroup(const float* x, const Activations& to, Rounding rounding, int first, int last) {
+inline void regroup(const float* x, const Activations& to, int first, int last) {
   if (to.form.superblocks()) {
     const auto visit = [&](int t, auto size) { regroup_superblocks<decltype(size)::value>(x, to, t); };
     if (crosses(to.form, to.tokens)) for_each_tile<kCrossedTile>(first, last, visit);
@@ -164,9 +170,9 @@ inline void regroup(const float* x, const Activations& to, Rounding rounding, in
     if (crosses(to.form, to.tokens)) for_each_tile<kCrossedTile>(first, last, [&](int t, auto size) { regroup_nibbles<decltype(size)::value, true>(x, to, t); });
     else for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_nibbles<decltype(size)::value, false>(x, to, t); });
   } else if (to.form.group == 32) {
-    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value, 32>(x, to, rounding, t); });
+    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value, 32>(x, to, t); });
   } else if (to.form.group == 16) {
-    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value, 16>(x, to, rounding, t); });
+    for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_quantized<decltype(size)::value, 16>(x, to, t); });
   } else if (to.form.pairs) {
     for_each_tile<kQuantizedTile>(first, last, [&](int t, auto size) { regroup_bf16<decltype(size)::value>(x, to, t); });
   } else {

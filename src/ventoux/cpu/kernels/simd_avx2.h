@@ -14,8 +14,8 @@ constexpr const char* kName = "avx2";
 constexpr int kTile = 4;          // tokens at once: their 2 x 4 sums, the weights and a broadcast fit 16 registers
 constexpr int kQuantizedTile = 4;  // quantized tokens
 constexpr int kAtOnce = 4;  // of them, whose integer sums fit the registers: two each
-constexpr int kScattered = 2;  // no token has high parts (in_pairs)
-constexpr int kFromPanels = 4, kSuperblocksFromPanels = 2;  // tokens of a batch that are multiplied with panels as they lie
+constexpr int kScattered = 2;  // no token has high parts: in_pairs
+constexpr int kFromPanels = 16, kSuperblocksFromPanels = 2;  // tokens of a batch that are multiplied with panels as they lie
 constexpr int kQueries = 6;        // attention's queries at once: 2 x 6 sums, keys and a broadcast fit 16 registers
 constexpr int kSums = 4;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = false;
@@ -30,12 +30,10 @@ struct Crossed;  // of simd_avx512.h alone
 template <Format f>
 struct Nibbles;  // of simd_avx512.h alone
 constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
-// All activations have 16 bits, multiplied two columns at once (vpmaddwd): 8 bits are twice as fast (vpmaddubsw), but half or more of a
-// trained model's groups stand out and need 16, which are two products then, and lists of them.
+// What has 16 bits is multiplied two columns at once (vpmaddwd), which takes as long as two products of four columns in 8 bits (vpmaddubsw)
+// and no list of who needs the second. Of signed weights, Q8_0's, all of it: for 8 bits signs would have to move to the activations.
 constexpr bool in_pairs(int) { return true; }
-constexpr bool straight(int) { return true; }
-template <int kBits>
-struct Dot;  // of simd_portable.h alone
+constexpr bool straight(int) { return false; }
 
 struct Floats {
   __m256 a, b;
@@ -206,6 +204,26 @@ struct Shorts {
  private:
   // The lower halves of both in one.
   static __m256i both(__m256i x, __m256i y) { return _mm256_blend_epi16(x, _mm256_slli_epi32(y, 16), 0xaa); }
+};
+
+// Sums of products of unsigned weights, kBits wide, and int8 activations, 16 rows at once. Products of neighbours are added in 16 bits;
+// 2 * 127 * (2^kBits - 1) fits there kFits times, and is widened then.
+template <int kBits>
+struct Dot {
+  static_assert(kBits < 8);
+  static constexpr int kFits = 1 << (7 - kBits);
+  __m256i a, b;
+
+  static Dot zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  void add(Bytes w, int32_t quad) {
+    const __m256i x = _mm256_set1_epi32(quad);
+    a = _mm256_add_epi16(a, _mm256_maddubs_epi16(w.a, x));
+    b = _mm256_add_epi16(b, _mm256_maddubs_epi16(w.b, x));
+  }
+  Ints add_to(Ints sum) const {
+    const __m256i ones = _mm256_set1_epi16(1);
+    return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(a, ones)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(b, ones))};
+  }
 };
 
 }  // namespace

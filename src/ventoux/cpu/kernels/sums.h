@@ -20,7 +20,7 @@ inline Form form(Format f, Rounding rounding) {
   // On Intel's AVX-512, where nothing is crossed, 8 bits of most groups are still the faster way, by what its ports allow.
   if (kHasSuperblocks && mixed && l.per_block > 1 && (crossed || !kHasCrossed)) return Form{kSuperBlock, true, 0, crossed, false};
   if (in_nibbles(f) && mixed) return Form{l.group, false, offset(f), crossed, true};
-  return Form{l.group, in_pairs(l.bits), offset(f), false, false};
+  return Form{l.group, in_pairs(l.bits), offset(f), false, false, !mixed || (in_pairs(l.bits) && l.bits == 8)};
 }
 
 // Words of a token's activations in a group, each multiplied with one line: of four columns, or of two in pairs.
@@ -30,17 +30,26 @@ constexpr int kWords = layout(f).lines() * (in_pairs(layout(f).bits) ? 2 : 1);
 // Lines of a panel's group, unpacked at each use.
 template <Format f>
 struct Packed {
+  static constexpr bool kPairs = false;
+  const uint8_t* quants;
+  Bytes operator()(int j) const { return line_at<f>(quants, j); }
+};
+// The same in pairs, two for each line.
+template <Format f>
+struct PackedPairs {
+  static constexpr bool kPairs = true;
   const uint8_t* quants;
   Bytes operator()(int j) const {
     constexpr int bits = layout(f).bits, half = layout(f).lines() / 2;
-    if constexpr (!in_pairs(bits)) return line_at<f>(quants, j);
-    else if constexpr (bits == 4) return Straight<bits>::nibbles(load_bytes(quants + 64 * (j / 2 % half)), (j / 2 < half ? 0 : 4) + j % 2 * 8);
+    if constexpr (bits == 4) return Straight<bits>::nibbles(load_bytes(quants + 64 * (j / 2 % half)), (j / 2 < half ? 0 : 4) + j % 2 * 8);
     else return j % 2 ? Straight<bits>::odd(line_at<f>(quants, j / 2)) : Straight<bits>::even(line_at<f>(quants, j / 2));
   }
 };
 
 // Lines that have been unpacked.
+template <bool pairs>
 struct Unpacked {
+  static constexpr bool kPairs = pairs;
   const uint8_t* bytes;
   Bytes operator()(int j) const { return load_bytes(bytes + j * 64); }
 };
@@ -168,8 +177,8 @@ struct Totals<0> {
 // memory, at half the speed.)
 template <Format f, int MT, int n, class Lines>
 inline Sums<n> add_lines(Sums<n> sums, Lines lines, const int32_t* x) {
-  constexpr int bits = layout(f).bits, words = kWords<f>;
-  if constexpr (straight(bits) && n <= kFewSums) {
+  constexpr int bits = layout(f).bits, words = layout(f).lines() * (Lines::kPairs ? 2 : 1);
+  if constexpr ((Lines::kPairs || straight(bits)) && n <= kFewSums) {
     Sums<n> odd;
 #pragma GCC unroll 16
     for (int j = 0; j < words; j += 2) {
@@ -177,7 +186,7 @@ inline Sums<n> add_lines(Sums<n> sums, Lines lines, const int32_t* x) {
       odd.template add_line<bits>(lines(j + 1), x + j * MT + MT);
     }
     sums.add(odd);
-  } else if constexpr (straight(bits)) {
+  } else if constexpr (Lines::kPairs || straight(bits)) {
 #pragma GCC unroll 16
     for (int j = 0; j < words; j++) sums.template add_line<bits>(lines(j), x + j * MT);
   } else {
