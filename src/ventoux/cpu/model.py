@@ -67,9 +67,9 @@ class Backend:
     `compute` says how block formats are multiplied: "mixed" rounds activations to 8 bits in groups of 32, to 16 (to 12
     beside Q4_0 and Q4_1 on AVX-512) where one stands out of its row, and to 16 before the output head (fastest, and
     within 0.0001 nats of exact), or to 14 in super-blocks of 256 where that is faster (Q4_K, Q5_K and Q6_K on AVX2 and
-    on AMD's AVX-512), "int16" rounds all to 16 bits (within a millionth), "f32" does not round. Weights in bf16 are multiplied
-    with activations in bf16 where the machine has such products and "mixed" is asked for, which is as exact. "auto" is
-    mixed for a checkpoint with weights of which one of this is true, and f32 for others.
+    on AMD's AVX-512), "int16" rounds all to 16 bits (within a millionth), "f32" does not round. Weights in bf16 are
+    multiplied with activations in bf16 where the machine has such products and "mixed" is asked for, which is as exact.
+    "auto" is mixed for a checkpoint with weights of which one of this is true, and f32 for others.
 
     `kv_cache_dtype` says how keys and values are kept: "f16", "f32", "int8" with a scale for each token's value in each
     head and a scale and a middle for each 16 components of its key, and "auto", which is f16 where activations are

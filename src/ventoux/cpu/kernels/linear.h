@@ -34,7 +34,7 @@ inline void quantized_strip(const Matrix& w, const Activations& x, int panel, in
                             float* partial) {
   constexpr Layout l = layout(f);
   const size_t groups = size_t(w.columns / l.group);
-  unpack_strip<f>(w.data + size_t(panel) * w.panel_bytes, x, g0, n, token0, token1, strip);
+  unpack_strip<f>(w.data + size_t(panel) * w.panel_bytes, g0, n, strip);
   for_each_tile<kQuantizedTile>(token0, token1, [&](int t, auto size) {
     constexpr int MT = decltype(size)::value;
     quantized_tile<f, MT>(strip, x, size_t(t) * groups + size_t(g0) * MT, n, partial + (t - token0) * kPanel, g0 == 0);
@@ -132,7 +132,7 @@ inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_t
           continue;
         }
       }
-      if constexpr (l.bits > 0) {
+      if constexpr (l.bits > 0 && has_strips<f>) {
         if (x.form.group) {
           quantized_strip<f>(w, x, p, c0 / l.group, n / l.group, token0, token1, scratch.strip, partial);
           continue;
@@ -147,7 +147,7 @@ inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_t
 // Whether so many tokens are multiplied with panels as they lie.
 template <Format f>
 inline bool from_panels(Form form, int tokens) {
-  if constexpr (layout(f).bits > 0) return form.group && tokens <= (form.superblocks() ? kSuperblocksFromPanels : kFromPanels);
+  if constexpr (layout(f).bits > 0) return form.group && (form.superblocks() ? tokens <= kSuperblocksFromPanels : !has_strips<f> || tokens <= kFromPanels);
   else return f == Format::BF16 && kHasBf16 && form.pairs;
 }
 

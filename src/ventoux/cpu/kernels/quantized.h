@@ -1,8 +1,9 @@
 // Block formats . quantized activations: few tokens straight from a panel, or tiles of tokens from an unpacked strip.
 #pragma once
 
+#include <type_traits>
+
 #include "nibbles.h"
-#include "tiles.h"
 
 namespace ventoux {
 namespace {
@@ -51,14 +52,8 @@ template <Format f, int MT, bool kAlsoAll, class LinesOf>
     if (x.wide[at] && (kAlsoAll || x.wide[at] != kAll<MT>)) high.template add<f>(lines_of(g), x, at, g);
 }
 
-// Weights of 8 bits have no other way in pairs.
 template <Format f>
-constexpr bool kAllPairs = in_pairs(layout(f).bits) && layout(f).bits == 8;
-// Whether a tile's tokens go the way of those that stand out.
-template <Format f>
-inline bool is_wide(const Activations& x, size_t at) {
-  return kAllPairs<f> || x.wide[at];
-}
+constexpr bool kAllPairs = all_in_pairs(layout(f).bits);
 
 // --- tiles straight from a panel ---
 
@@ -84,7 +79,7 @@ inline void panel_tile(const uint8_t* panel, const Activations& x, size_t at, fl
           totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
         }
       if constexpr (pairs) {
-        for (; g < end && is_wide<f>(x, at); g++, at += MT) {
+        for (; g < end && (kAllPairs<f> || x.wide[at]); g++, at += MT) {
           const Group group = group_at<f>(panel, g);
           fetch_ahead<f>(group.quants);
           const Sums<MT> sums = low_of_group<f, MT, MT>(PackedPairs<f>{group.quants}, x, at, 0);
@@ -113,60 +108,36 @@ inline void panel_tile(const uint8_t* panel, const Activations& x, size_t at, fl
 
 // --- a strip ---
 
-// 16 KiB of unpacked bytes leave half of L1 to a tile of activations. In pairs half as many groups go together, in bytes and in twice as
-// many: as a rule only one of the two is wanted.
+// 16 KiB of unpacked bytes: leaves half of L1 to a tile of activations.
 struct Strip {
   alignas(64) uint8_t bytes[kStripGroups * 8 * 64];
-  alignas(64) uint8_t pairs[in_pairs(4) ? kStripGroups * 8 * 64 : 64];
   alignas(64) float scale[kStripGroups * kPanel], min[kStripGroups * kPanel];
 };
+// Whether a panel is unpacked to strips: where some groups would go in bytes and others in pairs all tokens take panels as they lie.
+template <Format f>
+constexpr bool has_strips = kAllPairs<f> || !in_pairs(layout(f).bits);
+
+// Groups of a strip; 16 bits take twice the room.
 template <Format f>
 constexpr int kGroups = in_pairs(layout(f).bits) ? kStripGroups / 2 : kStripGroups;
 
 template <Format f>
-inline Unpacked<false> lines_of(const Strip& strip, int g) {
-  return {strip.bytes + g * layout(f).lines() * 64};
-}
-template <Format f>
-inline Unpacked<true> pairs_of(const Strip& strip, int g) {
-  return {strip.pairs + g * layout(f).lines() * 128};
+inline Unpacked<kAllPairs<f>> lines_of(const Strip& strip, int g) {
+  return {strip.bytes + g * kWords<f> * 64};
 }
 
-// What the tiles of tokens want of a group's weights.
-struct Wanted {
-  bool bytes, pairs;
-};
+// Groups g0 .. g0 + n of a panel.
 template <Format f>
-inline Wanted wanted_of(const Activations& x, size_t groups, int g, int token0, int token1) {
-  if (!in_pairs(layout(f).bits)) return {true, false};
-  Wanted wanted{false, false};
-  for_each_tile<kQuantizedTile>(token0, token1, [&](int t, auto size) {
-    (is_wide<f>(x, size_t(t) * groups + size_t(g) * decltype(size)::value) ? wanted.pairs : wanted.bytes) = true;
-  });
-  return wanted;
-}
-
-// Groups g0 .. g0 + n of a panel, as tokens [token0, token1) want them.
-template <Format f>
-inline void unpack_strip(const uint8_t* panel, const Activations& x, int g0, int n, int token0, int token1, Strip& to) {
-  constexpr int lines = layout(f).lines();
-  const size_t groups = size_t(x.columns / layout(f).group);
+inline void unpack_strip(const uint8_t* panel, int g0, int n, Strip& to) {
+  using Lines = std::conditional_t<kAllPairs<f>, PackedPairs<f>, Packed<f>>;
   for (int g = 0; g < n; g++) {
     const Group group = group_at<f>(panel, g0 + g);
     fetch_ahead<f>(group.quants);
     store(to.scale + g * kPanel, group.scale);
     if constexpr (kMin<f>) store(to.min + g * kPanel, group.min);
-    const Wanted wanted = wanted_of<f>(x, groups, g0 + g, token0, token1);
-    const Packed<f> packed{group.quants};
-    if (wanted.bytes)
-#pragma GCC unroll 8
-      for (int j = 0; j < lines; j++) store_bytes(to.bytes + (g * lines + j) * 64, packed(j));
-    if constexpr (in_pairs(layout(f).bits)) {
-      const PackedPairs<f> pairs{group.quants};
-      if (wanted.pairs)
+    const Lines lines{group.quants};
 #pragma GCC unroll 16
-        for (int j = 0; j < 2 * lines; j++) store_bytes(to.pairs + (2 * g * lines + j) * 64, pairs(j));
-    }
+    for (int j = 0; j < kWords<f>; j++) store_bytes(to.bytes + (g * kWords<f> + j) * 64, lines(j));
   }
 }
 
@@ -178,25 +149,13 @@ inline void quantized_tile(const Strip& w, const Activations& x, size_t at, int 
   constexpr bool pairs = in_pairs(layout(f).bits);
   if constexpr (!pairs) high_parts<f, MT, true>([&](int g) { return lines_of<f>(w, g); }, x, at, groups, high);
   // Totals stay in memory from group to group: registers are for sums in integers.
-  for (int g = 0; g < groups; g++, at += MT, first = false) {
-    const float *scale = w.scale + g * kPanel, *min = w.min + g * kPanel;
+  for (int g = 0; g < groups; g++, at += MT, first = false)
     for (int t = 0; t < MT; t += n) {
-      float* to = total + t * kPanel;
-      if constexpr (pairs) {
-        if (is_wide<f>(x, at)) {
-          const Sums<n> sums = low_of_group<f, MT, n>(pairs_of<f>(w, g), x, at, t);
-          sums.template add_to<f>(to, first, scale, min, x.scale + at + t, x.sum + at + t);
-          continue;
-        }
-      }
-      if constexpr (!kAllPairs<f>) {
-        Sums<n> sums = low_of_group<f, MT, n>(lines_of<f>(w, g), x, at, t);
-        if constexpr (!pairs)
-          if (x.wide[at]) sums.add_256_of(high.sums, high.place[g] + t);
-        sums.template add_to<f>(to, first, scale, min, x.scale + at + t, x.sum + at + t);
-      }
+      Sums<n> sums = low_of_group<f, MT, n>(lines_of<f>(w, g), x, at, t);
+      if constexpr (!pairs)
+        if (x.wide[at]) sums.add_256_of(high.sums, high.place[g] + t);
+      sums.template add_to<f>(total + t * kPanel, first, w.scale + g * kPanel, w.min + g * kPanel, x.scale + at + t, x.sum + at + t);
     }
-  }
 }
 
 }  // namespace

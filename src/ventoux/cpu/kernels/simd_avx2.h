@@ -15,7 +15,7 @@ constexpr int kTile = 4;          // tokens at once: their 2 x 4 sums, the weigh
 constexpr int kQuantizedTile = 4;  // quantized tokens
 constexpr int kAtOnce = 4;  // of them, whose integer sums fit the registers: two each
 constexpr int kScattered = 2;  // no token has high parts: in_pairs
-constexpr int kFromPanels = 16, kSuperblocksFromPanels = 2;  // tokens of a batch that are multiplied with panels as they lie
+constexpr int kFromPanels = 16, kSuperblocksFromPanels = 2;  // tokens of a batch that are multiplied with panels as they lie where strips are an alternative
 constexpr int kQueries = 6;        // attention's queries at once: 2 x 6 sums, keys and a broadcast fit 16 registers
 constexpr int kSums = 4;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = false;
@@ -31,7 +31,8 @@ template <Format f>
 struct Nibbles;  // of simd_avx512.h alone
 constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
 // What has 16 bits is multiplied two columns at once (vpmaddwd), which takes as long as two products of four columns in 8 bits (vpmaddubsw)
-// and no list of who needs the second. Of signed weights, Q8_0's, all of it: for 8 bits signs would have to move to the activations.
+// and no list of who needs the second. Beside weights of more than 4 bits that is all of it (all_in_pairs): they are unpacked to strips once,
+// which holds one of the two, and for 8 bits signs would have to move to the activations.
 constexpr bool in_pairs(int) { return true; }
 constexpr bool straight(int) { return false; }
 

@@ -9,6 +9,9 @@
 namespace ventoux {
 namespace {
 
+// Weights whose activations all have 16 bits, in pairs.
+constexpr bool all_in_pairs(int bits) { return in_pairs(bits) && bits != 4; }
+
 // Which weights nibbles.h multiplies.
 constexpr bool in_nibbles(Format f) { return kHasNibbles && layout(f).bits == 4 && layout(f).per_block == 1; }
 
@@ -20,7 +23,7 @@ inline Form form(Format f, Rounding rounding) {
   // On Intel's AVX-512, where nothing is crossed, 8 bits of most groups are still the faster way, by what its ports allow.
   if (kHasSuperblocks && mixed && l.per_block > 1 && (crossed || !kHasCrossed)) return Form{kSuperBlock, true, 0, crossed, false};
   if (in_nibbles(f) && mixed) return Form{l.group, false, offset(f), crossed, true};
-  return Form{l.group, in_pairs(l.bits), offset(f), false, false, !mixed || (in_pairs(l.bits) && l.bits == 8)};
+  return Form{l.group, in_pairs(l.bits), offset(f), false, false, !mixed || all_in_pairs(l.bits)};
 }
 
 // Words of a token's activations in a group, each multiplied with one line: of four columns, or of two in pairs.
