@@ -7,8 +7,8 @@ namespace ventoux {
 namespace {
 
 // A group is wide when its largest activation is more than this many times the row's root mean square. Lower is slower and more exact:
-// docs/performance.md has the figures that these were chosen by. 12 bits cost less than 16.
-constexpr float kOrdinary = 1.75f, kOrdinaryNibbles = 1.42f, kAllAreWide = -1;
+// docs/performance.md has the figures that these were chosen by. 12 bits cost less than 16, and so do 16 in pairs.
+constexpr float kOrdinary = 1.75f, kOrdinaryNibbles = 1.42f, kOrdinaryPairs = 1.42f, kAllAreWide = -1;
 
 // A row as a whole: over which magnitude its activations make their groups wide, and whether all of them are numbers for sure.
 struct Row {

@@ -37,8 +37,9 @@ template <int MT, int group>
 inline void regroup_quantized(const float* x, const Activations& to, int token) {
   constexpr int words = group / 4;
   const size_t columns = size_t(to.columns), groups = columns / group;
+  const float ordinary = to.form.all_wide ? kAllAreWide : to.form.pairs ? kOrdinaryPairs : kOrdinary;
   Row rows[MT];
-  for (int t = 0; t < MT; t++) rows[t] = row_of(x + (token + t) * columns, columns, to.form.all_wide ? kAllAreWide : kOrdinary);
+  for (int t = 0; t < MT; t++) rows[t] = row_of(x + (token + t) * columns, columns, ordinary);
   for (size_t g = 0; g < groups; g++) {
     const size_t at = token * groups + g * MT;
     Quantized<group> made[MT];
