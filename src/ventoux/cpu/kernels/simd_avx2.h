@@ -186,10 +186,7 @@ struct Straight {
 };
 
 template <Format f>
-struct Shorts {
-  // Bytes 0 and 2, or 1 and 3, of each four.
-  static Bytes even(Bytes x) { return {_mm256_and_si256(x.a, _mm256_set1_epi16(255)), _mm256_and_si256(x.b, _mm256_set1_epi16(255))}; }
-  static Bytes odd(Bytes x) { return {_mm256_srli_epi16(x.a, 8), _mm256_srli_epi16(x.b, 8)}; }
+struct Shorts : Straight<16> {
   static Bytes splat(int16_t x) { return {_mm256_set1_epi16(x), _mm256_set1_epi16(x)}; }
   static Bytes add(Bytes x, Bytes y) { return {_mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b)}; }
   static Bytes mul(Bytes x, Bytes y) { return {_mm256_mullo_epi16(x.a, y.a), _mm256_mullo_epi16(x.b, y.b)}; }

@@ -20,7 +20,7 @@ inline Form form(Format f, Rounding rounding) {
   if (rounding == Rounding::None || (f == Format::BF16 && rounding == Rounding::Int16)) return Form{};
   if (!l.bits) return Form{0, f == Format::BF16 && multiplies_bf16(), 0, false, false};
   const bool mixed = rounding == Rounding::Mixed, crossed = kHasCrossed && mixed && adds_beside();
-  // On Intel's AVX-512, where nothing is crossed, 8 bits of most groups are still the faster way, by what its ports allow.
+  // On Intel's AVX-512, where nothing is crossed, groups may be the faster way, by what its ports allow: not measured.
   if (kHasSuperblocks && mixed && l.per_block > 1 && (crossed || !kHasCrossed)) return Form{kSuperBlock, true, 0, crossed, false};
   if (in_nibbles(f) && mixed) return Form{l.group, false, offset(f), crossed, true};
   return Form{l.group, in_pairs(l.bits), offset(f), false, false, !mixed || all_in_pairs(l.bits)};
