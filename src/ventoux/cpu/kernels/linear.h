@@ -55,11 +55,12 @@ inline void superblock_strip(const Matrix& w, const Activations& x, int panel, i
 
 // --- float activations ---
 
+// (A function of its own, for GCC 12 kept half of the sum in memory from column to column where it was inlined.)
 template <Format f>
-inline Floats float_token(const uint8_t* panel, const Activations& x) {
+[[gnu::noinline]] void float_token(const uint8_t* panel, const Activations& x, float* to) {
   Floats sum = splat(0);
   for_each_column<f>(panel, 0, x.columns, [&sum, row = x.x](int c, Floats column) { sum = fma(column, splat(row[c]), sum); });
-  return sum;
+  store(to, sum);
 }
 
 // Columns c0 .. c0 + n of a panel as floats [column][row]; block formats start at a group.
@@ -219,8 +220,11 @@ inline void linear_of(const Matrix& w, const Activations& x, float* y, bool add_
     return;
   }
   if (layout(f).bits == 0 && x.tokens == 1) {
-    for (int p = panel0; p < panel1; p++)
-      finish(y + size_t(p) * kPanel, w.rows - p * kPanel, add_to, float_token<f>(w.data + size_t(p) * w.panel_bytes, x));
+    for (int p = panel0; p < panel1; p++) {
+      alignas(64) float sums[kPanel];
+      float_token<f>(w.data + size_t(p) * w.panel_bytes, x, sums);
+      finish(y + size_t(p) * kPanel, w.rows - p * kPanel, add_to, load(sums));
+    }
     return;
   }
   for (int t = 0; t < x.tokens; t += kTokenBlock) {

@@ -11,7 +11,7 @@ namespace ventoux {
 namespace {
 
 constexpr const char* kName = "avx2";
-constexpr int kTile = 4;          // tokens at once: their 2 x 4 sums, the weights and a broadcast fit 16 registers
+constexpr int kTile = 6;          // tokens at once: their 2 x 6 sums, the weights and a broadcast fit 16 registers
 constexpr int kQuantizedTile = 4;  // quantized tokens
 constexpr int kAtOnce = 4;  // of them, whose integer sums fit the registers: two each
 constexpr int kScattered = 2;  // no token has high parts: in_pairs

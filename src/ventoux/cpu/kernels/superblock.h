@@ -111,9 +111,9 @@ inline Sums<n> add_group_of(Sums<n> sums, SuperBlock<f> block, int g, const int3
   return sums;
 }
 
-// to[n][16] = a panel . n tokens, of which t is the first.
+// to[n][16] = a panel . n tokens, of which t is the first. (Not inlined, as panel_tile.)
 template <Format f, int n>
-inline void superblock_tile(const uint8_t* panel, const Activations& x, int t, float* to) {
+[[gnu::noinline]] void superblock_tile(const uint8_t* panel, const Activations& x, int t, float* to) {
   constexpr Layout l = layout(f);
   constexpr int groups = kPart<f> / l.group;  // of a part
   const int blocks = x.columns / kSuperBlock;
