@@ -58,7 +58,7 @@ constexpr bool kAllPairs = all_in_pairs(layout(f).bits);
 // --- tiles straight from a panel ---
 
 // to[MT][16] = a panel . a tile of tokens, of which `at` is the first group's place. (No helper that takes the totals by
-// reference: GCC would keep them in memory. And no inlining: among other tiles it ran out of registers, at two thirds of the speed on AVX2.)
+// reference: GCC would keep them in memory. And no inlining: among other tiles those of 5 and 8 bits ran out of registers, at 0.7 of the speed on AVX2.)
 template <Format f, int MT>
 [[gnu::noinline]] void panel_tile(const uint8_t* panel, const Activations& x, size_t at, float* to) {
   constexpr bool pairs = in_pairs(layout(f).bits);
