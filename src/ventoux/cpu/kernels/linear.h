@@ -58,8 +58,12 @@ inline void superblock_strip(const Matrix& w, const Activations& x, int panel, i
 // (A function of its own, for GCC 12 kept half of the sum in memory from column to column where it was inlined.)
 template <Format f>
 [[gnu::noinline]] void float_token(const uint8_t* panel, const Activations& x, float* to) {
+  constexpr size_t bytes = kPanel * (f == Format::F32 ? 4 : 2);
   Floats sum = splat(0);
-  for_each_column<f>(panel, 0, x.columns, [&sum, row = x.x](int c, Floats column) { sum = fma(column, splat(row[c]), sum); });
+  for_each_column<f>(panel, 0, x.columns, [=, &sum, row = x.x](int c, Floats column) {
+    __builtin_prefetch(panel + c * bytes + kAhead);
+    sum = fma(column, splat(row[c]), sum);
+  });
   store(to, sum);
 }
 

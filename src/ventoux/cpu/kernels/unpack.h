@@ -61,23 +61,19 @@ inline void fetch_ahead(const uint8_t* quants, ptrdiff_t ahead = kAhead) {
   for (int i = 0; i < layout(f).group_bytes(); i += 64) __builtin_prefetch(quants + ahead + i);
 }
 
-// Calls visit(c, 16 floats) for columns first .. first + n - 1 of a float panel; `first` is even. Asks for what lies behind, too.
+// Calls visit(c, 16 floats) for columns first .. first + n - 1 of a float panel; `first` is even.
 template <Format f, class Visit>
 inline void for_each_column(const uint8_t* panel, int first, int n, Visit visit) {
   if constexpr (f == Format::BF16) {
     const uint16_t* pair = (const uint16_t*)panel + size_t(first) * kPanel;
     for (int c = 0; c < n; c += 2, pair += 2 * kPanel) {
-      __builtin_prefetch((const uint8_t*)pair + kAhead);
       visit(first + c, load_bf16(pair, false));
       if (c + 1 < n) visit(first + c + 1, load_bf16(pair, true));
     }
   } else {
-    constexpr size_t bytes = kPanel * (f == Format::F32 ? 4 : 2);
-    const uint8_t* column = panel + size_t(first) * bytes;
-    for (int c = first; c < first + n; c++, column += bytes) {
-      __builtin_prefetch(column + kAhead);
-      if constexpr (f == Format::F32) visit(c, load((const float*)column));
-      else visit(c, load_half((const uint16_t*)column));
+    for (int c = first; c < first + n; c++) {
+      if constexpr (f == Format::F32) visit(c, load((const float*)panel + size_t(c) * kPanel));
+      else visit(c, load_half((const uint16_t*)panel + size_t(c) * kPanel));
     }
   }
 }
