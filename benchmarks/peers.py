@@ -4,10 +4,10 @@
     python benchmarks/peers.py --out /tmp/peers
 
 Everything is made first where it is not there yet: an environment for each peer (llama.cpp is built for this machine),
-and files with random weights in Mistral 7B's shapes. Then each row's engines run A B A B, each in a process of its own,
-so that a machine that slows down slows all; ratios are taken pair by pair. Each run of ours measures the machine's
-limits as well. After every row OUT has peers.json, peers.md, roofline.svg and ratios.svg; rows that are run again
-replace theirs. An engine that fails is left out of its row, with its reason.
+and files with random weights in Mistral 7B's shapes. Then each row's engines run A B B A, each in a process of its own,
+so that a machine that slows down slows all, and no engine is always the first; ratios are taken pair by pair. Each run
+of ours measures the machine's limits as well. After every row OUT has peers.json, peers.md, roofline.svg and
+ratios.svg; rows that are run again replace theirs. An engine that fails is left out of its row, with its reason.
 """
 
 import argparse
@@ -45,7 +45,10 @@ class Run:
         """The works' figures, `count` times each, in turns."""
         with ExitStack() as stack:
             kept = {} if self.work.fresh else {e: s for e in self.work.engines if (s := self.session(e, stack))}
-            return [self.pair(kept, f"pair {i + 1} of {count}") for i in range(count)]
+            return [
+                self.pair(kept, f"pair {i + 1} of {count}", self.work.engines[:: -1 if i % 2 else 1])
+                for i in range(count)
+            ]
 
     def session(self, engine: str, stack: ExitStack) -> Session | None:
         try:
@@ -55,10 +58,10 @@ class Run:
             return None
         return stack.enter_context(closing(session))
 
-    def pair(self, kept: dict[str, Session], label: str) -> Pair:
+    def pair(self, kept: dict[str, Session], label: str, turns: tuple[str, ...]) -> Pair:
         pair: Pair = {}
         ways: dict[str, Callable[..., None]] = {"speed": self.speed, "start": self.start, "guesses": self.guess}
-        for engine in self.work.engines:
+        for engine in turns:
             if engine in self.left_out or engine in pair:
                 continue
             try:
@@ -132,7 +135,7 @@ def arguments() -> argparse.Namespace:
         "--rows", nargs="+", choices=list(WORKS), default=usual, metavar="ROW",
         help=f"of {', '.join(WORKS)} (default: all but {', '.join(ON_REQUEST)})",
     )  # fmt: skip
-    parser.add_argument("--pairs", type=count, default=3, metavar="N", help="A B A B ... (default: 3)")
+    parser.add_argument("--pairs", type=count, default=3, metavar="N", help="A B B A ... (default: 3)")
     parser.add_argument(
         "--out", type=Path, default=Path("peers"), metavar="DIR", help="of the report (default: ./peers)"
     )
