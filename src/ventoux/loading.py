@@ -35,7 +35,7 @@ def load(
     dtype        pytorch's: "fp32", "bf16" or "fp16"; None is fp32 on a CPU and bf16 elsewhere
     window       keys that a query sees, "off" for all of them; None is what the checkpoint says
     threads      of the kernels, or of torch in the whole process; None is one for each physical core, or torch's choice
-    compute      the kernels': activations in 8 bits and where it matters in 12 or 16, or in 14 ("mixed"), in 16
+    compute      the kernels': activations in 8 bits and where it matters in 11, 12 or 16, or in 14 ("mixed"), in 16
                  ("int16"), in float32 ("f32"); "auto" suits the checkpoint
     kv_cache_dtype  the kernels': keys and values in "f32", "f16" or "int8"; "auto" is f32 beside f32, else f16
     chat_format  "v1", "v2", "v3", "v7", or "template"; None is what the checkpoint wants

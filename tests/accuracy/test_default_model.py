@@ -142,7 +142,7 @@ def test_perplexity_and_divergence_on_prose(careful, prose, expected):
 
 
 def test_perplexity_and_divergence_on_prose_as_it_ships(model, prose, expected):
-    """8 bits, and 12 or 16 where an activation stands out: the promise for perplexity, a fiftieth for the divergence.
+    """8 bits, and 11 to 16 where an activation stands out: the promise for perplexity, a fiftieth for the divergence.
 
     Found are 3e-4 and 4.4e-5 nats; without the other bits it would be 2.2e-3 nats.
     """

@@ -113,15 +113,15 @@ def test_what_stands_out_is_counted_where_it_stands(isa, format, share, rows):
     out[:, ::7] |= rng.random((rows, 1)) < 0.5  # groups in which most rows of a tile stand out
     groups[out, 5] *= 100
     together, expected = product(pool, weight, x, compute="mixed"), x @ exact.T
-    # Of 16 bits, or of 14 in a whole super-block, or of 12; a part lost or counted twice: 1.
-    rounding = 1e-3 if pool.activations(format) == "int8" else 1e-2
+    # Of 16 bits, or of 14 in a whole super-block, or of 11 or 12; a part lost or counted twice: 1.
+    rounding = {"int8": 1e-3, "int11": 2e-2}.get(pool.activations(format), 1e-2)
     assert np.abs(together - expected).max() < rounding * expected.std()
     for row in range(rows):
         np.testing.assert_array_equal(product(pool, weight, x[row : row + 1].copy(), compute="mixed")[0], together[row])
 
 
 # The largest magnitude of an activation in 8 bits, and in more where it stands out, in steps: the nearest one is taken.
-LEVELS = {"int8": (127, 32_639), "int12": (120, 1_792), "int16": (32_639, 32_639)}
+LEVELS = {"int8": (127, 32_639), "int11": (127, 8 * 119), "int12": (120, 16 * 112), "int16": (32_639, 32_639)}
 
 
 @pytest.mark.parametrize("format", ["Q4_0", "Q4_1", "Q8_0"])
@@ -164,9 +164,10 @@ def identity(format: str) -> np.ndarray:
 @pytest.mark.parametrize("rows", [1, 2, 12, 18, 30])
 @pytest.mark.parametrize("format", ["Q4_0", "Q4_1"])
 def test_the_largest_sums_of_nibbles_are_exact(isa, format, rows):
-    """Of activations in 12 bits whose every part is at an end of what it can be, and the smallest and largest quants.
+    """Of activations in 11 or 12 bits whose every part is at an end of what it can be, and all ends of quants.
 
-    Column i + 16's is 16 (s + u) + v, and column i's 16 q + u + v / 16, for its last four bits are those of the other.
+    In n = 8 or 16 steps column i + 16's is n (s + u) + v, and column i's n (q + u / 16) + v / 16: its last bits are the
+    other's.
     """
     rng = np.random.default_rng(4)
     pool = _kernels.Pool(2, isa)
@@ -177,18 +178,21 @@ def test_the_largest_sums_of_nibbles_are_exact(isa, format, rows):
     scales = np.frombuffer(np.float16([1] if format == "Q4_0" else [1, -8]).tobytes(), np.uint8)
     packed = np.concatenate([np.broadcast_to(scales, (64, COLUMNS // 32, len(scales))), quants], -1).reshape(64, -1)
     exact = gguf.dequantize(packed, gguf.GGMLQuantizationType[format]).astype(np.float64)
-    q, s, u, v = (rng.choice(values, (rows, 16)) for values in ([-111, 0, 111], [-103, 104], [-8, 0, 7], [0, 1, 15]))
+    steps, limit = (8, 119) if pool.activations(format) == "int11" else (16, 112)
+    most = steps * limit
+    ends = ([1 - limit, 0, limit - 1], [9 - limit, limit - 8], [-8, 0, 7], [0, 1, steps - 1])
+    q, s, u, v = (rng.choice(values, (rows, 16)) for values in ends)
     x = np.zeros((rows, COLUMNS), np.float32)
-    x[:, 64:80], x[:, 80:96] = 16 * q + u + v / 16, 16 * (s + u) + v
-    x[:, [64, 80, 81]] = 1_792
-    x[:, 65] = -8  # u = -8, so s is 120
-    x[1::2, [65, 81]] = [7, -1_792]  # and -119
+    x[:, 64:80], x[:, 80:96] = steps * q + (steps * u + v) / 16, steps * (s + u) + v
+    x[:, [64, 80, 81]] = most
+    x[:, 65] = -steps / 2  # u = -8, so s is 8 more than the limit
+    x[1::2, [65, 81]] = [steps * 7 / 16, -most]  # and 7 less than the least
     y = np.empty((rows, 64), np.float32)
     _kernels.linear(pool, x, [_kernels.Weight(pool, format, COLUMNS, packed)], [y], False, "mixed")
-    if pool.activations(format) == "int12":
+    if pool.activations(format) in ("int11", "int12"):
         np.testing.assert_array_equal(y, x @ exact.T)
     else:
-        np.testing.assert_allclose(y, x @ exact.T, atol=32 * 8 * 1_792 / 32_639)
+        np.testing.assert_allclose(y, x @ exact.T, atol=32 * 8 * most / 32_639)
 
 
 def filled(format: str, quants: int, scales: int, d: float, dmin: float) -> np.ndarray:

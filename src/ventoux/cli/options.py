@@ -56,7 +56,7 @@ def model_flags() -> ArgumentParser:
         "--compute",
         choices=["auto", "mixed", "int16", "f32"],
         default="auto",
-        help="cpu: mixed rounds activations to 8 bits and where it matters to 12 or 16, or to 14 (K-quants on some"
+        help="cpu: mixed rounds activations to 8 bits and where it matters to 11, 12 or 16, or to 14 (K-quants on some"
         " machines); int16 all to 16; f32 none; auto is what suits the checkpoint (default)",
     )
     group.add_argument(

@@ -21,10 +21,10 @@ template <Format f>
 constexpr bool crosses_bytes = kHasCrossed && in_nibbles(f);
 
 constexpr int kUp = 120, kDown = 8;  // of the odd lines' quants, and of the even ones'
-static_assert(kByteLimit + 15 + kUp <= 255 && -kByteLimit + kUp >= 0, "x + w + 120 is a byte");
-static_assert(kByteLimit + 15 - kDown <= 127 && -kByteLimit - kDown >= -128, "y + v - 8 is an int8");
-static_assert(kNibbleLimit + 8 + 15 + kUp <= 255 && -(kNibbleLimit + 7) + kUp >= 0, "so of s = y - u");
-static_assert(kNibbleLimit + 8 + 15 - kDown <= 127 && -(kNibbleLimit + 7) - kDown >= -128, "so of s = y - u");
+static_assert(!kHasCrossed || (kByteLimit + 15 + kUp <= 255 && -kByteLimit + kUp >= 0), "x + w + 120 is a byte");
+static_assert(!kHasCrossed || (kByteLimit + 15 - kDown <= 127 && -kByteLimit - kDown >= -128), "y + v - 8 is an int8");
+static_assert(!kHasCrossed || (kNibbleLimit + 8 + 15 + kUp <= 255 && -(kNibbleLimit + 7) + kUp >= 0), "so of s = y - u");
+static_assert(!kHasCrossed || (kNibbleLimit + 8 + 15 - kDown <= 127 && -(kNibbleLimit + 7) - kDown >= -128), "so of s = y - u");
 
 // Whether these activations are multiplied so: a few tokens do not pay for what is prepared.
 inline bool crosses(const Form& form, int tokens) { return form.crossed && tokens > kFewTokens; }

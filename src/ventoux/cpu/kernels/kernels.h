@@ -34,14 +34,12 @@ enum class Rounding : int { None, Int16, Mixed };
 //                     -offset * (sum of the group's integers), so that it ends as that of the quants without the offset
 //              wide   [tile][group]: bit t for token t of the tile, whose high part is not 0; all bits where many would be set
 //   bf16:      low    [tile][column / 2][token of the tile], two bf16 in an int32: of columns 0 and 1, 2 and 3, ...
-//   in pairs:  low    [tile][group][column / 2][token of the tile], two int16 in an int32: of columns 0 and 2, 1 and 3, ...; of groups that
-//                     are not wide the first half of these alone, as in `quantized`
-//              scale, sum, start  as above: an activation is int16 * scale, or int8 * scale
-//              wide   [tile][group]: whether the tile's tokens are in 16 bits there, or all in 8
+//   in pairs:  low    [tile][group][column / 2][token of the tile], two int16 in an int32: of columns 0 and 2, 1 and 3, ...
+//              scale, sum, start  as above: an activation is int16 * scale
 //   nibbles:   low    [tile][group][8][token of the tile], four int8 in an int32: nibbles.h says which
 //              more   [tile][group][4][token of the tile]: what goes to both nibbles
 //              scale, sum, start  as above; `start` always, of many tokens with the activations' part that crossed.h needs
-//              wide   [tile][group]: whether the tile's tokens are in 12 bits there, or all in 8
+//              wide   [tile][group]: whether the tile's tokens are in 11 or 12 bits there, or all in 8
 //   super-blocks: low [tile][super-block][kSuperWords][token of the tile], two int16 in an int32: superblock.h says which
 //              scale  [tile][super-block][token of the tile]: an activation is int16 * scale
 //              sum    [tile][super-block][token of the tile]: what its words of sums are multiplied with
@@ -51,16 +49,16 @@ enum class Rounding : int { None, Int16, Mixed };
 //
 // A group of a token is rounded to 8 bits, or to 16 when its largest activation stands out of the row: such groups make
 // nearly all of the error that 8 bits would (https://arxiv.org/abs/2208.07339 found so too; docs/performance.md has
-// figures). Which of them, the row alone decides. Both parts are multiplied as int8 and added as integers. Q4_0 and Q4_1 take 12 bits
+// figures). Which of them, the row alone decides. Both parts are multiplied as int8 and added as integers. Q4_0 and Q4_1 take 11 or 12 bits
 // in place of 16 where the machine can (nibbles.h), and formats with super-blocks all activations in 14 (superblock.h).
 constexpr int kSuperBlock = 256, kSuperWords = 132, kSuperStarts = 4;
 struct Form {  // how activations are regrouped for weights of a format
   int group;     // columns that share a scale; 0 for floats, which are bf16 in pairs
-  bool pairs;    // two columns to an int32, as above
+  bool pairs;    // two columns to an int32, as above: all groups have 16 bits
   int offset;    // of the weights' quants: a weight is scale * (quant - offset), or scale * quant - minimum where it is 0. Super-blocks
                  // have 0, as their weights are multiplied without their offset
   bool crossed;  // many tokens are multiplied as crossed.h says
-  bool nibbles;  // as nibbles.h says
+  int nibbles;   // as nibbles.h says, in so many steps; 0: not so
   bool all_wide = false;  // all groups have 16 bits
   bool superblocks() const { return group == kSuperBlock; }
   bool operator==(const Form& other) const {

@@ -126,7 +126,7 @@ template <Format f>
 inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_to, int panel0, int panel1, int token0, int token1,
                      Scratch& scratch) {
   constexpr Layout l = layout(f);
-  const int width = x.form.superblocks() ? kSuperBlock : x.form.group ? kGroups<f> * l.group : kStripColumns;
+  const int width = x.form.superblocks() ? kSuperBlock : x.form.group ? kGroups * l.group : kStripColumns;
   for (int c0 = 0; c0 < w.columns; c0 += width) {
     const int n = c0 + width < w.columns ? width : w.columns - c0;
     for (int p = panel0; p < panel1; p++) {
@@ -137,7 +137,7 @@ inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_t
           continue;
         }
       }
-      if constexpr (l.bits > 0 && has_strips<f>) {
+      if constexpr (l.bits > 0) {
         if (x.form.group) {
           quantized_strip<f>(w, x, p, c0 / l.group, n / l.group, token0, token1, scratch.strip, partial);
           continue;
@@ -152,7 +152,7 @@ inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_t
 // Whether so many tokens are multiplied with panels as they lie.
 template <Format f>
 inline bool from_panels(Form form, int tokens) {
-  if constexpr (layout(f).bits > 0) return form.group && (form.superblocks() ? tokens <= kSuperblocksFromPanels : !has_strips<f> || tokens <= kFromPanels);
+  if constexpr (layout(f).bits > 0) return form.group && (form.superblocks() ? tokens <= kSuperblocksFromPanels : form.nibbles || tokens <= kFromPanels);
   else return f == Format::BF16 && kHasBf16 && form.pairs;
 }
 

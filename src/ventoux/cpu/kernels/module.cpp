@@ -29,7 +29,7 @@ KvType kv_type_of(const std::string& name) {
 const char* activations_of(const Pool& pool, const std::string& format) {
   const Form form = pool.kernels().form(format_of(format), Rounding::Mixed);
   if (form.group == 0) return form.pairs ? "bf16" : "fp32";
-  return form.superblocks() ? "int14" : form.pairs && form.all_wide ? "int16" : form.nibbles ? "int12" : "int8";
+  return form.superblocks() ? "int14" : form.pairs ? "int16" : form.nibbles == 16 ? "int12" : form.nibbles ? "int11" : "int8";
 }
 
 void make_weight(Weight* at, Pool& pool, const std::string& format, int columns, Rows data, std::optional<Ints> order) {
@@ -196,8 +196,8 @@ NB_MODULE(_kernels, m) {
       .def(nb::init<int, const std::string&>(), "threads"_a, "isa"_a)
       .def_prop_ro("threads", &Pool::threads)
       .def("activations", &activations_of, "format"_a,
-           "What `mixed` makes of activations for weights of this format: fp32, bf16, int16, int8 (int16 in groups that stand out), int12 (int8\n"
-           "in groups that do not), or int14 (with one scale for 256 columns).")
+           "What `mixed` makes of activations for weights of this format: fp32, bf16, int16, int8 (int16 in groups that stand out), int11 or\n"
+           "int12 (int8 in groups that do not), or int14 (with one scale for 256 columns).")
       .def("drop_shared", &Pool::drop_shared, "Give back what kernels share, which is as large as the largest batch was.")
       .def_prop_ro("isa", [](const Pool& p) { return std::string(p.kernels().name); });
 

@@ -1,12 +1,12 @@
-// Weights of 4 bits . activations of 8, and of 12 where they stand out, which take three int8 products for two columns.
+// Weights of 4 bits . activations of 8, and of 11 or 12 where they stand out, which take three int8 products for two columns.
 //
 // Two weights l and h share a byte, l + 16 h; their columns' activations are x and y. In 8 bits these take a product each, in 16 two. But what
-// is multiplied with the byte as it lies goes to both of them:
+// is multiplied with the byte as it lies goes to both of them. Of `n` steps (kNibbleSteps, 16 or 8) in each of q and s:
 //
-//   l x + h y = 256 (l q + h s) + (l + 16 h) p   where x = 256 q + p and y = 256 s + 16 p
+//   l x + h y = 16 n (l q + h s) + (l + 16 h) p   where x = 16 n q + p and y = 16 n s + 16 p
 //
-// Of p = 16 u + v, with v in 0 .. 15 and u in -8 .. 7, the lower bits are what y has behind s, and the upper ones what x has behind q:
-// x = 256 q + 16 u + v, y = 256 (s + u) + 16 v. So v is made for y, and then u for x: both come as near as 8, in 256 times the steps of 8 bits.
+// Of p = n u + v, with v in 0 .. n - 1 and u in -8 .. 7, the lower bits are what y has behind s, and the upper ones what x has behind q:
+// x = 16 n q + n u + v, y = 16 n (s + u) + 16 v. So v is made for y, and then u for x: y comes as near as 8, x as near as n / 2.
 #pragma once
 
 #include "sums.h"
@@ -14,53 +14,62 @@
 namespace ventoux {
 namespace {
 
-// The largest magnitudes, in steps of 8 bits: of activations in 8 bits, which leave room for a weight (crossed.h), and in 12, whose s is up to
-// 8 larger for what u is of it.
-constexpr int kByteLimit = 120, kNibbleLimit = 112;
+// The largest magnitudes, in steps of 8 bits: of activations in 8 bits, and in more, whose s is up to 8 larger for what u is of it. Both
+// leave room for a weight where crossed.h adds one.
+constexpr int kByteLimit = kHasCrossed ? 120 : 127, kNibbleLimit = kHasCrossed ? 112 : 119;
 
-// A group of n tokens of a tile of MT, all in 12 bits: words are q of columns 0 .. 15 and s of columns 16 .. 31, p is of both. Sums begin
+// What a group's sums begin with: also without an offset where crossed.h has a part in it.
+template <Format f, int n>
+inline Sums<n> start_of_nibbles(const int32_t* start) {
+  if constexpr (offset(f) != 0 || kHasCrossed) return Sums<n>(start);
+  else return Sums<n>();
+}
+
+// A group of n tokens of a tile of MT, all of them wide: words are q of columns 0 .. 15 and s of columns 16 .. 31, p is of both. Sums begin
 // with `start`.
 template <Format f, int MT, int n>
 inline Sums<n> nibbles_of_group(const uint8_t* quants, const int32_t* words, const int32_t* p, const int32_t* start) {
+  constexpr int bits = kNibbleSteps == 16 ? 8 : 7;
+  static_assert(1 << bits == 16 * kNibbleSteps, "16 or 8");
   const Packed<f> lines{quants};
-  if constexpr (n <= kFewSums) {  // there is room for sums of their own, so the upper nibbles can stay where they are
-    Sums<n> lower, upper, both(start);
+  if constexpr (straight(4) && n <= kFewSums) {  // there is room for sums of their own, so the upper nibbles can stay where they are
+    Sums<n> lower, upper, both = start_of_nibbles<f, n>(start);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++, words += MT, p += MT) {
       const Bytes line = Nibbles<f>::load(quants + 64 * j);
       lower.template add_line<4>(mask(line, 15), words);
       upper.template add_line<4>(mask(line, 240), words + 4 * MT);
-      both.template add_line<4>(line, p);
+      both.template add_bytes<f>(line, p);
     }
-    lower.add_to_16(upper);
-    lower.add_to_16(both);
+    lower.template shift_and_add<bits - 4>(upper);
+    lower.template shift_and_add<bits - 4>(both);
     return lower;
   }
-  Sums<n> sums;
-#pragma GCC unroll 8
-  for (int j = 0; j < 8; j++) sums.template add_line<4>(lines(j), words + j * MT);
-  sums.add_to_256(Sums<n>(start));
+  Sums<n> sums = add_lines<f, MT, n>(Sums<n>(), lines, words);
+  sums.template shift_and_add<bits>(start_of_nibbles<f, n>(start));
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; j++) sums.template add_line<4>(load_bytes(quants + 64 * j), p + j * MT);
+  for (int j = 0; j < 4; j++) sums.template add_bytes<f>(Nibbles<f>::load(quants + 64 * j), p + j * MT);
   return sums;
 }
 
 // to[MT][16] = a panel . a tile of tokens, of which `at` is the first group's place.
 template <Format f, int MT>
-inline void nibble_tile(const uint8_t* panel, const Activations& x, size_t at, float* to) {
+[[gnu::noinline]] void nibble_tile(const uint8_t* panel, const Activations& x, size_t at, float* to) {
   const int groups = x.columns / layout(f).group;
   Totals<MT> totals;
   for (int g = 0; g < groups;) {
     for (; g < groups && !x.wide[at]; g++, at += MT) {
+      const uint8_t* quants = group_at<f>(panel, g).quants;
+      fetch_ahead<f>(quants);
+      const Sums<MT> sums = add_lines<f, MT, MT>(start_of_nibbles<f, MT>(x.start + at), Packed<f>{quants}, x.low + at * 8);
       const Group group = group_at<f>(panel, g);
-      fetch_ahead<f>(group.quants);
-      const Sums<MT> sums = add_lines<f, MT, MT>(Sums<MT>(x.start + at), Packed<f>{group.quants}, x.low + at * 8);
       totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
     }
     for (; g < groups && x.wide[at]; g++, at += MT) {
+      const uint8_t* quants = group_at<f>(panel, g).quants;
+      fetch_ahead<f>(quants);
+      const Sums<MT> sums = nibbles_of_group<f, MT, MT>(quants, x.low + at * 8, x.more + at * 4, x.start + at);
       const Group group = group_at<f>(panel, g);
-      fetch_ahead<f>(group.quants);
-      const Sums<MT> sums = nibbles_of_group<f, MT, MT>(group.quants, x.low + at * 8, x.more + at * 4, x.start + at);
       totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
     }
   }

@@ -33,7 +33,7 @@ Sizes sizes_of(int tokens, int columns, Form form) {
   const size_t groups = n / size_t(form.group);
   if (form.superblocks()) return {0, groups * kSuperWords * 4, 0, groups * 4, groups * 4, groups * kSuperStarts * 4, 0};
   const size_t sum = form.offset ? 0 : groups * 4, start = form.offset || form.nibbles ? groups * 4 : 0;
-  if (form.pairs) return {0, 2 * n, 0, groups * 4, sum, start, groups * 2};
+  if (form.pairs) return {0, 2 * n, 0, groups * 4, sum, start, 0};
   return {0, n, form.nibbles ? n / 2 : n, groups * 4, sum, start, groups * 2};
 }
 

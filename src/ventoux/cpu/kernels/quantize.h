@@ -7,8 +7,8 @@ namespace ventoux {
 namespace {
 
 // A group is wide when its largest activation is more than this many times the row's root mean square. Lower is slower and more exact:
-// docs/performance.md has the figures that these were chosen by. 12 bits cost less than 16, and so do 16 in pairs.
-constexpr float kOrdinary = 1.75f, kOrdinaryNibbles = 1.42f, kOrdinaryPairs = 1.42f, kAllAreWide = -1;
+// docs/performance.md has the figures that these were chosen by. 11 and 12 bits cost less than 16.
+constexpr float kOrdinary = 1.75f, kOrdinaryNibbles = 1.42f, kAllAreWide = -1;
 
 // A row as a whole: over which magnitude its activations make their groups wide, and whether all of them are numbers for sure.
 struct Row {
@@ -89,8 +89,9 @@ inline QuantizedNibbles quantize_nibbles(const float* x, Row row) {
   }
   const float most = reduce_max(max(abs(a), abs(b)));
   to.wide = most > row.ordinary;
-  // Of a wide group in sixteenths of a step of q and s.
-  const float largest = to.wide ? 16 * kNibbleLimit : kByteLimit;
+  // Of a wide group in parts of a step of q and s.
+  constexpr float steps = kNibbleSteps;
+  const float largest = to.wide ? steps * kNibbleLimit : kByteLimit;
   // What is so small counts as 0: products of scales have to stay normal numbers, also of a 256th, or bits would depend on the tile.
   const Floats inverse = splat(most > 1e-26f ? largest / most : 0), y = round(mul(b, inverse));
   if (!to.wide) {
@@ -101,15 +102,15 @@ inline QuantizedNibbles quantize_nibbles(const float* x, Row row) {
     to.scale = most / largest;
     return to;
   }
-  const Floats sixteenth = splat(1.0f / 16), sixteen = splat(16);
-  // Of a whole number of sixteenths the whole part, rounded down.
-  const auto floor_of = [&](Floats sixteenths) { return round(fma(sixteenths, sixteenth, splat(-15.0f / 32))); };
-  const Floats below = floor_of(y), v = fnma(below, sixteen, y);
-  const Floats nearest = round(fnma(v, sixteenth, mul(a, inverse))), q = floor_of(add(nearest, splat(8))), u = fnma(q, sixteen, nearest);
-  const Floats s = sub(below, u), p = fma(u, sixteen, v);
+  // Of a whole number of so many parts the whole ones, rounded down.
+  const auto floor_of = [](Floats whole, float parts) { return round(fma(whole, splat(1 / parts), splat((1 - parts) / (2 * parts)))); };
+  const Floats below = floor_of(y, steps), v = fnma(below, splat(steps), y);
+  const Floats nearest = round(fnma(v, splat(1 / steps), mul(a, mul(inverse, splat(16 / steps)))));
+  const Floats q = floor_of(add(nearest, splat(8)), 16), u = fnma(q, splat(16), nearest);
+  const Floats s = sub(below, u), p = fma(u, splat(steps), v);
   store_int8(to.words, q, s);
   store_int8(to.both, p);
-  to.sum = fma(add(q, s), splat(256), mul(p, splat(17)));
+  to.sum = fma(add(q, s), splat(16 * steps), mul(p, splat(17)));
   to.scale = most / (16 * largest);
   return to;
 }

@@ -52,40 +52,34 @@ template <Format f, int MT, bool kAlsoAll, class LinesOf>
     if (x.wide[at] && (kAlsoAll || x.wide[at] != kAll<MT>)) high.template add<f>(lines_of(g), x, at, g);
 }
 
-template <Format f>
-constexpr bool kAllPairs = all_in_pairs(layout(f).bits);
-
 // --- tiles straight from a panel ---
 
 // to[MT][16] = a panel . a tile of tokens, of which `at` is the first group's place. (No helper that takes the totals by
 // reference: GCC would keep them in memory. And no inlining: among other tiles those of 5 and 8 bits ran out of registers, at 0.7 of the speed on AVX2.)
 template <Format f, int MT>
 [[gnu::noinline]] void panel_tile(const uint8_t* panel, const Activations& x, size_t at, float* to) {
-  constexpr bool pairs = in_pairs(layout(f).bits);
   const int groups = x.columns / layout(f).group;
   Totals<MT> totals;
-  High<MT> high;
-  for (int g0 = 0; g0 < groups; g0 += kStripGroups) {
-    const int end = g0 + kStripGroups < groups ? g0 + kStripGroups : groups;
-    if constexpr (MT > 1 && !pairs)
-      high_parts<f, MT, false>([=](int g) { return Packed<f>{group_at<f>(panel, g0 + g).quants}; }, x, at, end - g0, high);
-    // Runs of groups in which none, all or some tokens have a high part, or in pairs all or none have 16 bits: a loop for each.
-    for (int g = g0; g < end;) {
-      if constexpr (!kAllPairs<f>)
+  if constexpr (kInPairs) {
+    for (int g = 0; g < groups; g++, at += MT) {
+      const Group group = group_at<f>(panel, g);
+      fetch_ahead<f>(group.quants);
+      const Sums<MT> sums = low_of_group<f, MT, MT>(PackedPairs<f>{group.quants}, x, at, 0);
+      totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
+    }
+  } else {
+    High<MT> high;
+    for (int g0 = 0; g0 < groups; g0 += kStripGroups) {
+      const int end = g0 + kStripGroups < groups ? g0 + kStripGroups : groups;
+      if constexpr (MT > 1) high_parts<f, MT, false>([=](int g) { return Packed<f>{group_at<f>(panel, g0 + g).quants}; }, x, at, end - g0, high);
+      // Runs of groups in which none, all or some tokens have a high part: a loop for each.
+      for (int g = g0; g < end;) {
         for (; g < end && !x.wide[at]; g++, at += MT) {
           const Group group = group_at<f>(panel, g);
           fetch_ahead<f>(group.quants);
           const Sums<MT> sums = low_of_group<f, MT, MT>(Packed<f>{group.quants}, x, at, 0);
           totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
         }
-      if constexpr (pairs) {
-        for (; g < end && (kAllPairs<f> || x.wide[at]); g++, at += MT) {
-          const Group group = group_at<f>(panel, g);
-          fetch_ahead<f>(group.quants);
-          const Sums<MT> sums = low_of_group<f, MT, MT>(PackedPairs<f>{group.quants}, x, at, 0);
-          totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
-        }
-      } else {
         for (; g < end && x.wide[at] == kAll<MT>; g++, at += MT) {
           const Group group = group_at<f>(panel, g);
           fetch_ahead<f>(group.quants);
@@ -113,23 +107,18 @@ struct Strip {
   alignas(64) uint8_t bytes[kStripGroups * 8 * 64];
   alignas(64) float scale[kStripGroups * kPanel], min[kStripGroups * kPanel];
 };
-// Whether a panel is unpacked to strips: where some groups would go in bytes and others in pairs all tokens take panels as they lie.
-template <Format f>
-constexpr bool has_strips = kAllPairs<f> || !in_pairs(layout(f).bits);
-
 // Groups of a strip; 16 bits take twice the room.
-template <Format f>
-constexpr int kGroups = in_pairs(layout(f).bits) ? kStripGroups / 2 : kStripGroups;
+constexpr int kGroups = kInPairs ? kStripGroups / 2 : kStripGroups;
 
 template <Format f>
-inline Unpacked<kAllPairs<f>> lines_of(const Strip& strip, int g) {
+inline Unpacked<kInPairs> lines_of(const Strip& strip, int g) {
   return {strip.bytes + g * kWords<f> * 64};
 }
 
 // Groups g0 .. g0 + n of a panel.
 template <Format f>
 inline void unpack_strip(const uint8_t* panel, int g0, int n, Strip& to) {
-  using Lines = std::conditional_t<kAllPairs<f>, PackedPairs<f>, Packed<f>>;
+  using Lines = std::conditional_t<kInPairs, PackedPairs<f>, Packed<f>>;
   for (int g = 0; g < n; g++) {
     const Group group = group_at<f>(panel, g0 + g);
     fetch_ahead<f>(group.quants);
@@ -146,13 +135,12 @@ template <Format f, int MT>
 inline void quantized_tile(const Strip& w, const Activations& x, size_t at, int groups, float* total, bool first) {
   constexpr int n = MT < kAtOnce ? MT : kAtOnce;
   High<MT> high;
-  constexpr bool pairs = in_pairs(layout(f).bits);
-  if constexpr (!pairs) high_parts<f, MT, true>([&](int g) { return lines_of<f>(w, g); }, x, at, groups, high);
+  if constexpr (!kInPairs) high_parts<f, MT, true>([&](int g) { return lines_of<f>(w, g); }, x, at, groups, high);
   // Totals stay in memory from group to group: registers are for sums in integers.
   for (int g = 0; g < groups; g++, at += MT, first = false)
     for (int t = 0; t < MT; t += n) {
       Sums<n> sums = low_of_group<f, MT, n>(lines_of<f>(w, g), x, at, t);
-      if constexpr (!pairs)
+      if constexpr (!kInPairs)
         if (x.wide[at]) sums.add_256_of(high.sums, high.place[g] + t);
       sums.template add_to<f>(total + t * kPanel, first, w.scale + g * kPanel, w.min + g * kPanel, x.scale + at + t, x.sum + at + t);
     }

@@ -32,41 +32,38 @@ inline void place_pairs(const Quantized<group>& from, int32_t* pairs) {
   }
 }
 
-// In pairs all of a tile have 16 bits where one of them needs them: the others' integers stay what they are.
 template <int MT, int group>
 inline void regroup_quantized(const float* x, const Activations& to, int token) {
   constexpr int words = group / 4;
   const size_t columns = size_t(to.columns), groups = columns / group;
-  const float ordinary = to.form.all_wide ? kAllAreWide : to.form.pairs ? kOrdinaryPairs : kOrdinary;
+  const bool pairs = kInPairs && to.form.pairs;
+  const float ordinary = to.form.all_wide ? kAllAreWide : kOrdinary;
   Row rows[MT];
   for (int t = 0; t < MT; t++) rows[t] = row_of(x + (token + t) * columns, columns, ordinary);
   for (size_t g = 0; g < groups; g++) {
     const size_t at = token * groups + g * MT;
-    Quantized<group> made[MT];
-    bool wide[MT], any = to.form.all_wide;
+    bool wide[MT];
     for (int t = 0; t < MT; t++) {
-      made[t] = quantize_group<group>(x + (token + t) * columns + g * group, rows[t]);
-      to.scale[at + t] = made[t].scale;
-      if (to.start) to.start[at + t] = -to.form.offset * int(reduce_add(made[t].sum));
-      if (to.sum) to.sum[at + t] = made[t].scale * reduce_add(made[t].sum);
-      any |= wide[t] = made[t].wide;
-    }
-    for (int t = 0; t < MT; t++) {
-      int32_t* low = to.low + at * words * (to.form.pairs ? 2 : 1) + t;
-      if (to.form.pairs && any) {
-        place_pairs<MT>(made[t], low);
+      const Quantized<group> made = quantize_group<group>(x + (token + t) * columns + g * group, rows[t]);
+      to.scale[at + t] = made.scale;
+      if (to.start) to.start[at + t] = -to.form.offset * int(reduce_add(made.sum));
+      if (to.sum) to.sum[at + t] = made.scale * reduce_add(made.sum);
+      wide[t] = made.wide;
+      if (pairs) {
+        place_pairs<MT>(made, to.low + at * words * 2 + t);
       } else {
-        place_bytes<MT>(made[t].low, low);
-        if (!to.form.pairs) place_bytes<MT>(made[t].high, to.more + at * words + t);
+        place_bytes<MT>(made.low, to.low + at * words + t);
+        place_bytes<MT>(made.high, to.more + at * words + t);
       }
     }
-    to.wide[at] = to.form.pairs ? any : wide_tokens<MT>(wide);
+    if (!pairs) to.wide[at] = wide_tokens<MT>(wide);
   }
 }
 
-// Where a tile has a token that is wide, all of them are: the others' words stand for 256 times as much, without p.
+// Where a tile has a token that is wide, all of them are: the others' words stand for as much more, without p.
 template <int MT, bool crossed>
 inline void regroup_nibbles(const float* x, const Activations& to, int token) {
+  constexpr int times = 16 * kNibbleSteps;
   const size_t columns = size_t(to.columns), groups = columns / 32;
   Row rows[MT];
   for (int t = 0; t < MT; t++) rows[t] = row_of(x + (token + t) * columns, columns, kOrdinaryNibbles);
@@ -79,7 +76,7 @@ inline void regroup_nibbles(const float* x, const Activations& to, int token) {
       to.scale[at + t] = made.scale;
       if (to.sum) to.sum[at + t] = made.scale * sum;
       int start = -to.form.offset * int(sum);
-      if constexpr (kHasCrossed && crossed) start += crossed_start<crossed ? Format::Q4_0 : Format::F32>(made.words) * (made.wide ? 256 : 1);
+      if constexpr (kHasCrossed && crossed) start += crossed_start<crossed ? Format::Q4_0 : Format::F32>(made.words) * (made.wide ? times : 1);
       to.start[at + t] = start;
       int32_t words[8], both[4];
       __builtin_memcpy(words, made.words, sizeof words);
@@ -90,7 +87,7 @@ inline void regroup_nibbles(const float* x, const Activations& to, int token) {
     }
     to.wide[at] = any;
     for (int t = 0; t < MT; t++)
-      if (any && !wide[t]) to.scale[at + t] /= 256, to.start[at + t] *= 256;
+      if (any && !wide[t]) to.scale[at + t] /= times, to.start[at + t] *= times;
   }
 }
 

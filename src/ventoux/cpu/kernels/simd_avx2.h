@@ -14,7 +14,7 @@ constexpr const char* kName = "avx2";
 constexpr int kTile = 6;          // tokens at once: their 2 x 6 sums, the weights and a broadcast fit 16 registers
 constexpr int kQuantizedTile = 4;  // quantized tokens
 constexpr int kAtOnce = 4;  // of them, whose integer sums fit the registers: two each
-constexpr int kScattered = 2;  // no token has high parts: in_pairs
+constexpr int kScattered = 2;  // no token has high parts: kInPairs
 constexpr int kFromPanels = 16, kSuperblocksFromPanels = 2;  // tokens of a batch that are multiplied with panels as they lie where strips are an alternative
 constexpr int kQueries = 6;        // attention's queries at once: 2 x 6 sums, keys and a broadcast fit 16 registers
 constexpr int kSums = 4;  // sums that hide the latency of an fma
@@ -23,17 +23,16 @@ constexpr bool multiplies_bf16() { return false; }
 constexpr bool kHasBf16 = false;
 template <Format f>
 struct Bf16;  // of simd_avx512.h alone
-constexpr bool kHasCrossed = false, kHasNibbles = false, kHasSuperblocks = true;
+constexpr bool kHasCrossed = false, kHasNibbles = true, kHasSuperblocks = true;
+constexpr int kNibbleSteps = 8;  // nibbles.h: half of AVX-512's, so that two products with whole bytes add up to 16 bits
 constexpr bool adds_beside() { return false; }
 template <Format f>
 struct Crossed;  // of simd_avx512.h alone
-template <Format f>
-struct Nibbles;  // of simd_avx512.h alone
 constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
 // What has 16 bits is multiplied two columns at once (vpmaddwd), which takes as long as two products of four columns in 8 bits (vpmaddubsw)
-// and no list of who needs the second. Beside weights of more than 4 bits that is all of it (all_in_pairs): they are unpacked to strips once,
+// and no list of who needs the second. Beside weights of more than 4 bits that is all of it: they are unpacked to strips once,
 // which holds one of the two, and for 8 bits signs would have to move to the activations.
-constexpr bool in_pairs(int) { return true; }
+constexpr bool kInPairs = true;
 constexpr bool straight(int) { return false; }
 
 struct Floats {
@@ -221,6 +220,22 @@ struct Dot {
   Ints add_to(Ints sum) const {
     const __m256i ones = _mm256_set1_epi16(1);
     return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(a, ones)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(b, ones))};
+  }
+};
+
+// What nibbles.h loads, and the product of whole bytes and int8 of -64 .. 63.
+template <Format f>
+struct Nibbles {
+  // Once: the compiler would load them again for each token.
+  static Bytes load(const uint8_t* p) {
+    Bytes x = load_bytes(p);
+    asm("" : "+x"(x.a), "+x"(x.b));
+    return x;
+  }
+  static Ints add(Ints sum, Bytes line, int32_t quad) {
+    const __m256i x = _mm256_set1_epi32(quad), ones = _mm256_set1_epi16(1);
+    return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(_mm256_maddubs_epi16(line.a, x), ones)),
+            _mm256_add_epi32(sum.b, _mm256_madd_epi16(_mm256_maddubs_epi16(line.b, x), ones))};
   }
 };
 

@@ -24,7 +24,7 @@ constexpr int kQueries = 12;        // attention's queries at once
 constexpr int kSums = 8;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = false;
 constexpr int kSignedOffset = 128;  // vpdpbusd wants unsigned weights: signed bytes are moved up, their minimum down
-constexpr bool in_pairs(int) { return false; }
+constexpr bool kInPairs = false;
 constexpr bool straight(int) { return true; }  // vpdpbusd adds in 32 bits: Straight
 template <int kBits>
 struct Dot;  // of the others alone
@@ -148,6 +148,7 @@ inline bool adds_beside() {
 #endif
 }
 constexpr bool kHasCrossed = true, kHasNibbles = true, kHasSuperblocks = true;
+constexpr int kNibbleSteps = 16;  // nibbles.h
 struct Words {
   static Bytes splat_word(int32_t x) { return {_mm512_set1_epi32(x)}; }
   static Ints minus(Ints x) { return {_mm512_sub_epi32(_mm512_setzero_si512(), x.v)}; }
@@ -183,6 +184,7 @@ struct Nibbles {
 #endif
     return x;
   }
+  static Ints add(Ints sum, Bytes line, const int32_t& quad) { return Straight<4>::add(sum, line, quad); }
 };
 
 // Products of 16-bit integers, two columns of 16 rows at once, which superblock.h multiplies with.

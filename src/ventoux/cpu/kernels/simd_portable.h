@@ -25,15 +25,16 @@ constexpr bool kHasBf16 = false;
 template <Format f>
 struct Bf16;  // of simd_avx512.h alone
 constexpr bool kHasCrossed = false, kHasNibbles = false, kHasSuperblocks = false;
+constexpr int kNibbleSteps = 16;  // of nibbles.h, which is not used here
 constexpr bool adds_beside() { return false; }
 template <Format f>
 struct Crossed;  // of simd_avx512.h alone
 template <Format f>
-struct Nibbles;  // of simd_avx512.h alone
+struct Nibbles;  // of the others alone
 template <Format f>
 struct Shorts;  // of simd_avx512.h alone
 constexpr int kSignedOffset = 0;
-constexpr bool in_pairs(int) { return false; }
+constexpr bool kInPairs = false;
 constexpr bool straight(int) { return false; }
 template <int kBits>
 struct Straight;  // of the others alone

@@ -9,26 +9,23 @@
 namespace ventoux {
 namespace {
 
-// Weights whose activations all have 16 bits, in pairs.
-constexpr bool all_in_pairs(int bits) { return in_pairs(bits) && bits != 4; }
-
 // Which weights nibbles.h multiplies.
 constexpr bool in_nibbles(Format f) { return kHasNibbles && layout(f).bits == 4 && layout(f).per_block == 1; }
 
 inline Form form(Format f, Rounding rounding) {
   const Layout l = layout(f);
   if (rounding == Rounding::None || (f == Format::BF16 && rounding == Rounding::Int16)) return Form{};
-  if (!l.bits) return Form{0, f == Format::BF16 && multiplies_bf16(), 0, false, false};
+  if (!l.bits) return Form{0, f == Format::BF16 && multiplies_bf16(), 0, false, 0};
   const bool mixed = rounding == Rounding::Mixed, crossed = kHasCrossed && mixed && adds_beside();
   // On Intel's AVX-512, where nothing is crossed, groups may be the faster way, by what its ports allow: not measured.
-  if (kHasSuperblocks && mixed && l.per_block > 1 && (crossed || !kHasCrossed)) return Form{kSuperBlock, true, 0, crossed, false};
-  if (in_nibbles(f) && mixed) return Form{l.group, false, offset(f), crossed, true};
-  return Form{l.group, in_pairs(l.bits), offset(f), false, false, !mixed || all_in_pairs(l.bits)};
+  if (kHasSuperblocks && mixed && l.per_block > 1 && (crossed || !kHasCrossed)) return Form{kSuperBlock, true, 0, crossed, 0};
+  if (in_nibbles(f) && mixed) return Form{l.group, false, offset(f), crossed, kNibbleSteps};
+  return Form{l.group, kInPairs, offset(f), false, 0, !mixed || kInPairs};
 }
 
 // Words of a token's activations in a group, each multiplied with one line: of four columns, or of two in pairs.
 template <Format f>
-constexpr int kWords = layout(f).lines() * (in_pairs(layout(f).bits) ? 2 : 1);
+constexpr int kWords = layout(f).lines() * (kInPairs ? 2 : 1);
 
 // Lines of a panel's group, unpacked at each use.
 template <Format f>
@@ -109,15 +106,17 @@ struct Sums {
     sum = add_ints(sum, Shorts<f>::mul(that.sum, times));
     rest.template add_times<f>(that.rest, times);
   }
-  // These, 256 times what they were, and those.
-  void add_to_256(const Sums& that) {
-    sum = add_shifted<8>(that.sum, sum);
-    rest.add_to_256(that.rest);
+  // Whole bytes of two weights of 4 bits: nibbles.h.
+  template <Format f>
+  void add_bytes(Bytes line, const int32_t* words) {
+    sum = Nibbles<f>::add(sum, line, *words);
+    rest.template add_bytes<f>(line, words + 1);
   }
-  // These, 16 times what they were, and those.
-  void add_to_16(const Sums& that) {
-    sum = add_shifted<4>(that.sum, sum);
-    rest.add_to_16(that.rest);
+  // These, 2^bits times what they were, and those.
+  template <int bits>
+  void shift_and_add(const Sums& that) {
+    sum = add_shifted<bits>(that.sum, sum);
+    rest.template shift_and_add<bits>(that.rest);
   }
   // 256 times what stands at each token's place in `high`.
   void add_256_of(const int32_t* high, const uint16_t* place) {
@@ -146,8 +145,10 @@ struct Sums<0> {
   void add(const Sums&) {}
   template <Format f>
   void add_times(const Sums&, Ints) {}
-  void add_to_256(const Sums&) {}
-  void add_to_16(const Sums&) {}
+  template <Format f>
+  void add_bytes(Bytes, const int32_t*) {}
+  template <int bits>
+  void shift_and_add(const Sums&) {}
   void add_256_of(const int32_t*, const uint16_t*) {}
   void store_to(int32_t*) const {}
   template <Format f>
@@ -231,10 +232,10 @@ template <Format f, int MT, int n, class Lines>
 inline Sums<n> both_of_group(Lines lines, const Activations& x, size_t at, int t) {
   Sums<n> sums = high_of_group<f, MT, n>(lines, x, at, t);
   if constexpr (n <= kFewSums) {
-    sums.add_to_256(low_of_group<f, MT, n>(lines, x, at, t));
+    sums.template shift_and_add<8>(low_of_group<f, MT, n>(lines, x, at, t));
     return sums;
   }
-  sums.add_to_256(start_of_group<f, n>(x, at, t));
+  sums.template shift_and_add<8>(start_of_group<f, n>(x, at, t));
   return add_low<f, MT, n>(sums, lines, x, at, t);
 }
 
