@@ -137,7 +137,7 @@ inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_t
           continue;
         }
       }
-      if constexpr (l.bits > 0) {
+      if constexpr (l.bits > 0 && has_strips<f>) {
         if (x.form.group) {
           quantized_strip<f>(w, x, p, c0 / l.group, n / l.group, token0, token1, scratch.strip, partial);
           continue;
@@ -152,7 +152,8 @@ inline void block_of(const Matrix& w, const Activations& x, float* y, bool add_t
 // Whether so many tokens are multiplied with panels as they lie.
 template <Format f>
 inline bool from_panels(Form form, int tokens) {
-  if constexpr (layout(f).bits > 0) return form.group && (form.superblocks() ? tokens <= kSuperblocksFromPanels : form.nibbles || tokens <= kFromPanels);
+  if constexpr (layout(f).bits > 0)
+    return form.group && (form.superblocks() ? tokens <= kSuperblocksFromPanels : form.nibbles || !has_strips<f> || tokens <= kFromPanels);
   else return f == Format::BF16 && kHasBf16 && form.pairs;
 }
 

@@ -18,22 +18,14 @@ namespace {
 // leave room for a weight where crossed.h adds one.
 constexpr int kByteLimit = kHasCrossed ? 120 : 127, kNibbleLimit = kHasCrossed ? 112 : 119;
 
-// What a group's sums begin with: also without an offset where crossed.h has a part in it.
-template <Format f, int n>
-inline Sums<n> start_of_nibbles(const int32_t* start) {
-  if constexpr (offset(f) != 0 || kHasCrossed) return Sums<n>(start);
-  else return Sums<n>();
-}
-
-// A group of n tokens of a tile of MT, all of them wide: words are q of columns 0 .. 15 and s of columns 16 .. 31, p is of both. Sums begin
-// with `start`.
-template <Format f, int MT, int n>
-inline Sums<n> nibbles_of_group(const uint8_t* quants, const int32_t* words, const int32_t* p, const int32_t* start) {
+// Group `at` of a tile's tokens, all of them wide: words are q of columns 0 .. 15 and s of columns 16 .. 31, p is of both.
+template <Format f, int MT>
+inline Sums<MT> nibbles_of_group(const uint8_t* quants, const Activations& x, size_t at) {
   constexpr int bits = kNibbleSteps == 16 ? 8 : 7;
   static_assert(1 << bits == 16 * kNibbleSteps, "16 or 8");
-  const Packed<f> lines{quants};
-  if constexpr (straight(4) && n <= kFewSums) {  // there is room for sums of their own, so the upper nibbles can stay where they are
-    Sums<n> lower, upper, both = start_of_nibbles<f, n>(start);
+  const int32_t *words = x.low + at * 8, *p = x.more + at * 4;
+  if constexpr (straight(4) && MT <= kFewSums) {  // there is room for sums of their own, so the upper nibbles can stay where they are
+    Sums<MT> lower, upper, both = start_of_group<f, MT>(x, at, 0);
 #pragma GCC unroll 4
     for (int j = 0; j < 4; j++, words += MT, p += MT) {
       const Bytes line = Nibbles<f>::load(quants + 64 * j);
@@ -45,8 +37,8 @@ inline Sums<n> nibbles_of_group(const uint8_t* quants, const int32_t* words, con
     lower.template shift_and_add<bits - 4>(both);
     return lower;
   }
-  Sums<n> sums = add_lines<f, MT, n>(Sums<n>(), lines, words);
-  sums.template shift_and_add<bits>(start_of_nibbles<f, n>(start));
+  Sums<MT> sums = add_lines<f, MT, MT>(Sums<MT>(), Packed<f>{quants}, words);
+  sums.template shift_and_add<bits>(start_of_group<f, MT>(x, at, 0));
 #pragma GCC unroll 4
   for (int j = 0; j < 4; j++) sums.template add_bytes<f>(Nibbles<f>::load(quants + 64 * j), p + j * MT);
   return sums;
@@ -61,14 +53,14 @@ template <Format f, int MT>
     for (; g < groups && !x.wide[at]; g++, at += MT) {
       const uint8_t* quants = group_at<f>(panel, g).quants;
       fetch_ahead<f>(quants);
-      const Sums<MT> sums = add_lines<f, MT, MT>(start_of_nibbles<f, MT>(x.start + at), Packed<f>{quants}, x.low + at * 8);
+      const Sums<MT> sums = add_lines<f, MT, MT>(start_of_group<f, MT>(x, at, 0), Packed<f>{quants}, x.low + at * 8);
       const Group group = group_at<f>(panel, g);
       totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
     }
     for (; g < groups && x.wide[at]; g++, at += MT) {
       const uint8_t* quants = group_at<f>(panel, g).quants;
       fetch_ahead<f>(quants);
-      const Sums<MT> sums = nibbles_of_group<f, MT, MT>(quants, x.low + at * 8, x.more + at * 4, x.start + at);
+      const Sums<MT> sums = nibbles_of_group<f, MT>(quants, x, at);
       const Group group = group_at<f>(panel, g);
       totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
     }

@@ -30,7 +30,7 @@ template <Format f>
 struct Crossed;  // of simd_avx512.h alone
 constexpr int kSignedOffset = 0;  // signed bytes are multiplied as they are
 // What has 16 bits is multiplied two columns at once (vpmaddwd), which takes as long as two products of four columns in 8 bits (vpmaddubsw)
-// and no list of who needs the second. Beside weights of more than 4 bits that is all of it: they are unpacked to strips once,
+// and no list of who needs the second. Beside weights of 5 bits and more that is all of it: they are unpacked to strips once,
 // which holds one of the two, and for 8 bits signs would have to move to the activations.
 constexpr bool kInPairs = true;
 constexpr bool straight(int) { return false; }
