@@ -61,7 +61,7 @@ template <Format f>
   constexpr size_t bytes = kPanel * (f == Format::F32 ? 4 : 2);
   Floats sum = splat(0);
   for_each_column<f>(panel, 0, x.columns, [=, &sum, row = x.x](int c, Floats column) {
-    __builtin_prefetch(panel + c * bytes + kAhead);
+    __builtin_prefetch(panel + c * bytes + kAheadOfOne);
     sum = fma(column, splat(row[c]), sum);
   });
   store(to, sum);

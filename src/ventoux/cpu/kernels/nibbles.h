@@ -52,14 +52,14 @@ template <Format f, int MT>
   for (int g = 0; g < groups;) {
     for (; g < groups && !x.wide[at]; g++, at += MT) {
       const uint8_t* quants = group_at<f>(panel, g).quants;
-      fetch_ahead<f>(quants);
+      fetch_ahead<f>(quants, ahead_of(MT));
       const Sums<MT> sums = add_lines<f, MT, MT>(start_of_group<f, MT>(x, at, 0), Packed<f>{quants}, x.low + at * 8);
       const Group group = group_at<f>(panel, g);
       totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
     }
     for (; g < groups && x.wide[at]; g++, at += MT) {
       const uint8_t* quants = group_at<f>(panel, g).quants;
-      fetch_ahead<f>(quants);
+      fetch_ahead<f>(quants, ahead_of(MT));
       const Sums<MT> sums = nibbles_of_group<f, MT>(quants, x, at);
       const Group group = group_at<f>(panel, g);
       totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);

@@ -63,7 +63,7 @@ template <Format f, int MT>
   if constexpr (kInPairs) {
     for (int g = 0; g < groups; g++, at += MT) {
       const Group group = group_at<f>(panel, g);
-      fetch_ahead<f>(group.quants);
+      fetch_ahead<f>(group.quants, ahead_of(MT));
       const Sums<MT> sums = low_of_group<f, MT, MT>(PackedPairs<f>{group.quants}, x, at, 0);
       totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
     }
@@ -76,19 +76,19 @@ template <Format f, int MT>
       for (int g = g0; g < end;) {
         for (; g < end && !x.wide[at]; g++, at += MT) {
           const Group group = group_at<f>(panel, g);
-          fetch_ahead<f>(group.quants);
+          fetch_ahead<f>(group.quants, ahead_of(MT));
           const Sums<MT> sums = low_of_group<f, MT, MT>(Packed<f>{group.quants}, x, at, 0);
           totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
         }
         for (; g < end && x.wide[at] == kAll<MT>; g++, at += MT) {
           const Group group = group_at<f>(panel, g);
-          fetch_ahead<f>(group.quants);
+          fetch_ahead<f>(group.quants, ahead_of(MT));
           const Sums<MT> sums = both_of_group<f, MT, MT>(Packed<f>{group.quants}, x, at, 0);
           totals.template add<f>(sums, group.scale, group.min, x.scale + at, x.sum + at);
         }
         for (; g < end && x.wide[at] && x.wide[at] != kAll<MT>; g++, at += MT) {
           const Group group = group_at<f>(panel, g);
-          fetch_ahead<f>(group.quants);
+          fetch_ahead<f>(group.quants, ahead_of(MT));
           Sums<MT> sums = start_of_group<f, MT>(x, at, 0);
           sums.add_256_of(high.sums, high.place[g - g0]);
           sums = add_low<f, MT, MT>(sums, Packed<f>{group.quants}, x, at, 0);

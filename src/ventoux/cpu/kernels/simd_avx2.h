@@ -16,6 +16,7 @@ constexpr int kQuantizedTile = 4;  // quantized tokens
 constexpr int kAtOnce = 4;  // of them, whose integer sums fit the registers: two each
 constexpr int kScattered = 2;  // no token has high parts: kInPairs
 constexpr int kFromPanels = 16, kSuperblocksFromPanels = 2;  // tokens of a batch that are multiplied with panels as they lie where strips are an alternative
+constexpr int kAheadOfOne = 1280;  // bytes, unpack.h: 3% to 8% faster than 4,096 on a Zen 3
 constexpr int kQueries = 6;        // attention's queries at once: 2 x 6 sums, keys and a broadcast fit 16 registers
 constexpr int kSums = 4;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = false;

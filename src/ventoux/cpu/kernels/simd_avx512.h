@@ -20,6 +20,7 @@ constexpr int kQuantizedTile = 12;  // quantized tokens: 12 integer sums
 constexpr int kAtOnce = 12;
 constexpr int kScattered = 4;       // high parts are multiplied one by one where at most one token in so many has one
 constexpr int kFromPanels = 1 << 30, kSuperblocksFromPanels = kFromPanels;  // tokens of a batch that are multiplied with panels as they lie
+constexpr int kAheadOfOne = 4096;  // bytes, unpack.h
 constexpr int kQueries = 12;        // attention's queries at once
 constexpr int kSums = 8;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = false;

@@ -17,6 +17,7 @@ constexpr int kQuantizedTile = 2;
 constexpr int kAtOnce = 1;  // one token's sums in 16 bits fill half of SSE2's 16 registers
 constexpr int kScattered = 2;       // high parts are multiplied one by one where at most one token in so many has one
 constexpr int kFromPanels = 1, kSuperblocksFromPanels = 1;
+constexpr int kAheadOfOne = 4096;  // bytes, unpack.h
 constexpr int kQueries = 2;        // attention's queries at once
 constexpr int kSums = 1;  // sums that hide the latency of an fma
 constexpr bool kSlowHalf = true;  // widening fp16 takes many instructions

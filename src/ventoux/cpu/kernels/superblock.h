@@ -126,7 +126,7 @@ template <Format f, int n>
     for (int first = 0; first < l.per_block; first += groups) {
       Sums<n> sums, mins;
       for (int g = first; g < first + groups; g++) {
-        fetch_ahead<f>(block.group(g));
+        fetch_ahead<f>(block.group(g), ahead_of(n));
         sums = add_group_of<f, n>(sums, block, g, words + g * l.group / 2 * n);
       }
       if constexpr (kMin<f>)

@@ -54,8 +54,10 @@ inline Bytes line_at(const uint8_t* quants, int j) {
 }
 
 // Asks for what lies this far behind a group, as many bytes as the group has: with few tokens weights come from memory, and
-// the core's own prefetching stops at each page. A panel's end is followed by the next panel, which is next.
+// the core's own prefetching stops at each page. A panel's end is followed by the next panel, which is next: of several tiles
+// the last brings its first bytes.
 constexpr int kAhead = 4096;
+constexpr int ahead_of(int tokens) { return tokens == 1 ? kAheadOfOne : kAhead; }
 template <Format f>
 inline void fetch_ahead(const uint8_t* quants, ptrdiff_t ahead = kAhead) {
   for (int i = 0; i < layout(f).group_bytes(); i += 64) __builtin_prefetch(quants + ahead + i);
