@@ -71,6 +71,30 @@ def test_long_texts_are_the_librarys(default_model, text):
 
 @pytest.mark.parametrize("rules", [[], ["ab"], ["a  b"], ["a b", "ab", "a b a"], ["b a"], [5], ["a b", None]])
 def test_what_is_not_sound_is_left_to_the_library(rules):
-    assert not merges.are_sound({"a": 0, "b": 1, "ab": 2}, rules)
-    assert merges.are_sound({"a": 0, "b": 1, "ab": 2}, ["a b"])
-    assert not merges.are_sound({"a": 0, "b": 1, "ab": 2, "\udcff": 3}, ["a b"])
+    assert merges.ranks_of({"a": 0, "b": 1, "ab": 2}, rules) is None
+    assert merges.ranks_of({"a": 0, "b": 1, "ab": 2}, ["a b"]) is not None
+    assert merges.ranks_of({"a": 0, "b": 1, "ab": 2, "\udcff": 3}, ["a b"]) is None
+
+
+ANY_ORDER = st.lists(st.sampled_from(["a b", "b a", "ab a", "a ba", "b ab", "ab b"]), min_size=1, max_size=5)
+
+
+@given(
+    rules=ANY_ORDER, before=st.lists(st.sampled_from(["x", "ab", "ba"])), behind=st.sampled_from([[], ["aba"], ["y"]])
+)
+@example(rules=["a b", "b a", "ab a"], before=["x"], behind=[])
+def test_a_pairs_rank_is_that_of_its_last_equal(rules, before, behind):
+    """Where the vocabulary is in the merges' order, which makes their table unnecessary, and where it is not."""
+    pieces = ["a", "b", *before, *(rule.replace(" ", "") for rule in rules), *behind]
+    vocab = dict(zip(pieces, range(len(pieces)), strict=True))
+    rank = merges.ranks_of(vocab, rules)
+    for pair in ["a b", "b a", "ab a", "a ba", "b ab", "ab b", "a a", "aba b"]:
+        wanted = len(rules) - 1 - rules[::-1].index(pair) if pair in rules else merges.NEVER
+        assert rank(*pair.split()) == wanted
+
+
+def test_the_default_models_merges_need_no_table(default_model):
+    metadata = gguf.read(default_model).metadata
+    vocab, rules = bytelevel._vocab(metadata, control=False), metadata["tokenizer.ggml.merges"]
+    assert merges.first_made(vocab, rules) == 252
+    assert merges.first_made(vocab, [*rules[1:], rules[0]]) is None

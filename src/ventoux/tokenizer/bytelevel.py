@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ventoux.errors import TokenizerError
 from ventoux.tokenizer.huggingface import ByteLevelTokenizer, encoder
-from ventoux.tokenizer.merges import Merges, are_sound
+from ventoux.tokenizer.merges import Merges, ranks_of
 from ventoux.tokenizer.specials import gguf_specials
 from ventoux.tokenizer.stream import reading
 from ventoux.tokenizer.version import GGUF_KEY, stated_version
@@ -64,10 +64,10 @@ def _encoder(metadata: Mapping[str, Any], source: str | Path) -> Callable[[str],
     """Text -> ids. The library's model is built when there is text enough, or something that only it can tell."""
     pre, merges = _pre(metadata, source), metadata["tokenizer.ggml.merges"]
     vocab = _vocab(metadata, control=False)
-    if _special(metadata, USER_DEFINED) or not are_sound(vocab, merges):
+    if _special(metadata, USER_DEFINED) or (rank := ranks_of(vocab, merges)) is None:
         return encoder(model_of(metadata, source))
     build = partial(model_of, metadata, source)
-    return Merges(vocab, merges, splitter=splitter(pre), whole_words=pre in WHOLE_WORDS, build=build).encode
+    return Merges(vocab, rank, splitter=splitter(pre), whole_words=pre in WHOLE_WORDS, build=build).encode
 
 
 def model_of(metadata: Mapping[str, Any], source: str | Path, *, control: bool = False) -> "tokenizers.Tokenizer":

@@ -4,9 +4,13 @@ The library's model of 49,152 tokens takes 40 ms to build, more than any other s
 one to cut without it. So texts are cut here until there are enough of them; the ids are the same.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise, repeat
+from functools import partial
+from itertools import islice, pairwise, repeat
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 if TYPE_CHECKING:
     import tokenizers
@@ -14,6 +18,9 @@ if TYPE_CHECKING:
 
 ENOUGH = 10_000  # characters, over all texts
 LONG = 64  # characters of a word, whose pairs are all looked at for each merge
+NEVER = sys.maxsize  # the rank of a pair that has no merge
+
+Rank = Callable[[str, str], int]
 
 
 class Merges:
@@ -25,16 +32,14 @@ class Merges:
     def __init__(
         self,
         vocab: Mapping[str, int],
-        merges: Sequence[str],
+        rank: Rank,
         *,
         splitter: "PreTokenizer",
         whole_words: bool,
         build: Callable[[], "tokenizers.Tokenizer"],
     ) -> None:
         self._vocab = vocab
-        self._ranks = dict(zip(merges, range(len(merges)), strict=True))
-        self._none = len(merges)
-        self._none = len(merges)
+        self._rank = rank
         self._splitter = splitter
         self._whole_words = whole_words
         self._build = build
@@ -63,23 +68,49 @@ class Merges:
     def _merged(self, word: str) -> list[str]:
         parts = list(word)
         while len(parts) > 1:
-            ranks = [self._ranks.get(f"{left} {right}", self._none) for left, right in pairwise(parts)]
+            ranks = [self._rank(left, right) for left, right in pairwise(parts)]
             lowest = min(ranks)
-            if lowest == self._none:
+            if lowest == NEVER:
                 break
             at = ranks.index(lowest)
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
         return parts
 
 
-def are_sound(vocab: Mapping[str, int], merges: Sequence[str]) -> bool:
-    """Whether the library would take them: text, one space in each merge, and what merges make is in the vocabulary.
+def ranks_of(vocab: Mapping[str, int], merges: Sequence[str]) -> Rank | None:
+    """What tells a pair's merge, its place among all of them or NEVER; None if the library would refuse these merges.
 
-    What they are made of is not looked up: a merge of parts that are no pieces never happens.
+    It takes text, one space in each, and what they make has to be in the vocabulary. What they are made of is not
+    looked up: a merge of parts that are no pieces never happens.
     """
     try:
         "".join(vocab).encode()
+        if (first := first_made(vocab, merges)) is not None:
+            return partial(rank_in_order, vocab, merges, first)
         made = map(str.replace, merges, repeat(" "), repeat(""))
-        return set(map(str.count, merges, repeat(" "))) == {1} and all(map(vocab.__contains__, made))
+        if set(map(str.count, merges, repeat(" "))) != {1} or not all(map(vocab.__contains__, made)):
+            return None
     except (TypeError, UnicodeEncodeError):
-        return False
+        return None
+    ranks = dict(zip(merges, range(len(merges)), strict=True))
+    return lambda left, right: ranks.get(f"{left} {right}", NEVER)
+
+
+def rank_in_order(vocab: Mapping[str, int], merges: Sequence[str], first: int, left: str, right: str) -> int:
+    rank = vocab.get(left + right, -1) - first
+    return rank if 0 <= rank < len(merges) and merges[rank] == f"{left} {right}" else NEVER
+
+
+def first_made(vocab: Mapping[str, int], merges: Sequence[str]) -> int | None:
+    """The id of what the first merge makes, where the vocabulary ends with what merges make, in order.
+
+    GPT-2's does. Such merges are sound, and what a pair makes tells its merge, without a table of them.
+    """
+    lines, count, before = "\n".join(merges), len(merges), len(vocab) - len(merges)
+    marks = np.frombuffer(lines.encode("utf-8", "surrogateescape"), np.uint8)
+    marks = marks[(marks == ord(" ")) | (marks == ord("\n"))]
+    each_one = len(marks) == 2 * count - 1 and (marks[::2] == ord(" ")).all() and (marks[1::2] == ord("\n")).all()
+    if not each_one or before < 0 or lines.replace(" ", "") != "\n".join(islice(vocab, before, None)):
+        return None
+    ids = list(islice(vocab.values(), before, None))
+    return ids[0] if ids == list(range(ids[0], ids[0] + count)) else None
