@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ventoux.cpu import _kernels, measure_limits
+from ventoux.cpu import _kernels
+from ventoux.cpu.limits import measure_limits
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -13,7 +13,7 @@ import numpy as np
 
 from ventoux.batch import Backend, Batch, Cache, Segment
 from ventoux.config import ModelConfig
-from ventoux.cpu import Memory, measure_limits
+from ventoux.cpu.limits import Memory, measure_limits
 from ventoux.errors import RequestError
 from ventoux.model import Mistral
 

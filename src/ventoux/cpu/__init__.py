@@ -1,7 +1,6 @@
-"""The CPU backend: numpy and our own C++ kernels."""
+"""The CPU backend: numpy and our own C++ kernels. Only `ventoux bench` asks for what is in `limits`."""
 
-from ventoux.cpu.limits import Limits, Memory, measure_limits
 from ventoux.cpu.machine import instruction_sets, isa, physical_cores
 from ventoux.cpu.model import Backend
 
-__all__ = ["Backend", "Limits", "Memory", "instruction_sets", "isa", "measure_limits", "physical_cores"]
+__all__ = ["Backend", "instruction_sets", "isa", "physical_cores"]
