@@ -178,7 +178,7 @@ ANY = st.one_of(SHORT, st.binary(max_size=9), st.binary(min_size=256, max_size=6
 def test_strings_are_read_at_once_as_one_by_one(strings: list[bytes], behind: bytes) -> None:
     data = np.frombuffer(b"".join(map(string, strings)) + behind, np.uint8)
     at_once, one_by_one = (gguf._Cursor(Path("x"), data) for _ in range(2))
-    one_by_one.short_strings = lambda count, bytes_each: None  # type: ignore[method-assign]
+    one_by_one.short_strings = lambda count: None  # type: ignore[method-assign]
     found = at_once.strings(len(strings))
     assert found == one_by_one.strings(len(strings))
     assert at_once.position == one_by_one.position
@@ -194,7 +194,7 @@ def test_damaged_strings_are_read_at_once_as_one_by_one(strings: list[bytes], da
     for at_once in (True, False):
         cursor = gguf._Cursor(Path("x"), np.frombuffer(damaged, np.uint8))
         if not at_once:
-            cursor.short_strings = lambda count, bytes_each: None  # type: ignore[method-assign]
+            cursor.short_strings = lambda count: None  # type: ignore[method-assign]
         try:
             results.append((cursor.strings(len(strings)), cursor.position))
         except CheckpointError as error:
@@ -204,4 +204,4 @@ def test_damaged_strings_are_read_at_once_as_one_by_one(strings: list[bytes], da
 
 def test_short_strings_need_no_loop() -> None:
     data = np.frombuffer(b"".join(map(string, [b"ab", b"c" * 255, "Ġ€".encode()])), np.uint8)
-    assert gguf._Cursor(Path("x"), data).short_strings(3, 64) == ["ab", "c" * 255, "Ġ€"]
+    assert gguf._Cursor(Path("x"), data).short_strings(3) == ["ab", "c" * 255, "Ġ€"]

@@ -104,7 +104,7 @@ def rank_in_order(vocab: Mapping[str, int], merges: Sequence[str], first: int, l
 def first_made(vocab: Mapping[str, int], merges: Sequence[str]) -> int | None:
     """The id of what the first merge makes, where the vocabulary ends with what merges make, in order.
 
-    GPT-2's does. Such merges are sound, and what a pair makes tells its merge, without a table of them.
+    The default model's does. Such merges are sound, and what a pair makes tells its merge, without a table of them.
     """
     lines, count, before = "\n".join(merges), len(merges), len(vocab) - len(merges)
     marks = np.frombuffer(lines.encode("utf-8", "surrogateescape"), np.uint8)
